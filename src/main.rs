@@ -1,1 +1,224 @@
-fn main() {}
+//! Arguments in, exit code out: the only place that ends the process.
+//!
+//! Blocks the signals before anything else, reads the settings, calls one command, and tells a failure once: on stderr, and
+//! in the termination log where there is one, so that `kubectl describe pod` shows it.
+
+use convene::api::Agent;
+use convene::check::{WHATS, check};
+use convene::cli::{
+    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, LeaveArgs, Places, RunArgs, Stopped,
+};
+use convene::exit::{Code, Failure};
+use convene::init::{settings_failure, volume_failure};
+use convene::run::pid1::{self, Signals};
+use convene::run::{STRAGGLERS, Task, prepare_or_stop, run, start_failure};
+use convene::settings::command::AgentCommand;
+use convene::settings::read::{Env, Reader, SettingsError};
+use convene::settings::{DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, unknown_variables};
+use convene::stop::leave::Leaver;
+use convene::stop::{Busy, deadline, note_left};
+use convene::survey::Surveyor;
+use convene::{discover, install, log, record};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+fn main() {
+    let code = match Signals::block() {
+        Ok(signals) => begin(signals),
+        Err(error) => tell(&Failure::from_error(Code::Spawn, &error), Path::new(DEFAULT_TERMINATION_LOG), false),
+    };
+    exit(i32::from(code));
+}
+
+fn begin(signals: Signals) -> u8 {
+    let env = Env::of_process();
+    // Until the settings are read, the default place is where last words go.
+    let early = PathBuf::from(env.get("CONVENE_TERMINATION_LOG").unwrap_or(DEFAULT_TERMINATION_LOG));
+    let (cli, places) = match cli::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(Stopped::Shown(text)) => {
+            print(&text);
+            return 0;
+        }
+        Err(Stopped::Wrong(failure)) => return tell(&failure, &early, false),
+    };
+    let reader = Reader { places: &places, env: &env };
+    let speech = match Speech::read(reader, common(&cli)) {
+        Ok(speech) => speech,
+        Err(error) => return tell(&usage(&error), &early, false),
+    };
+    log::start(speech.format, speech.level);
+    for warning in unknown_variables(reader) {
+        warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tell(&Failure::from_error(Code::Spawn, &error), &speech.termination_log, true),
+    };
+    let done = runtime.block_on(act(signals, cli, &places, &env));
+    // What still runs in the background ends with the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => code,
+        Err(failure) => tell(&failure, &speech.termination_log, true),
+    }
+}
+
+fn common(cli: &Cli) -> &CommonArgs {
+    match &cli.command {
+        Command::Init(args) => &args.common,
+        Command::Run(args) => &args.common,
+        Command::Leave(args) => &args.common,
+        Command::Check(args) => &args.common,
+        Command::Discover(args) => &args.common,
+        Command::Install(args) => &args.common,
+    }
+}
+
+async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u8, Failure> {
+    let reader = Reader { places, env };
+    match cli.command {
+        Command::Init(args) => init_command(signals, reader, &args).await,
+        Command::Run(args) => run_command(signals, reader, args).await,
+        Command::Leave(args) => leave_command(reader, &args).await,
+        Command::Check(args) => check_command(reader, &args).await,
+        Command::Discover(args) => discover_command(reader, &args).await,
+        Command::Install(args) => {
+            let target = install::install(Path::new(&args.dir))?;
+            info!(file = %target.display(), "installed");
+            Ok(0)
+        }
+    }
+}
+
+async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
+    let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
+    let prepared = prepare_or_stop(&mut signals, &node, false, None).await?;
+    Ok(prepared.map_or_else(|code| code, |_| 0))
+}
+
+async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Result<u8, Failure> {
+    let (exec, plain) = (
+        reader.boolean("exec", &args.exec).map_err(|error| usage(&error))?,
+        reader.boolean("plain", &args.plain).map_err(|error| usage(&error))?,
+    );
+    if args.command.is_empty() {
+        return Err(Failure::new(Code::Usage, "no CMD was given: convene run [--exec|--plain] -- CMD…"));
+    }
+    if plain {
+        if exec {
+            return Err(Failure::new(
+                Code::Usage,
+                "--plain and --exec contradict each other: --plain supervises CMD, --exec becomes it; give one",
+            ));
+        }
+        return pid1::plain(signals, &args.command, STRAGGLERS).await.map_err(|error| start_failure(&error));
+    }
+    let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
+    let command =
+        AgentCommand::read(&args.command).map_err(|error| usage(&SettingsError::Command(error.to_string())))?;
+    let node =
+        Node::read(reader, &args.common, &args.survey, &args.node, command.as_ref()).map_err(|error| usage(&error))?;
+    let task = task(&node, args.command, command.as_ref(), exec)?;
+    run(signals, &node, stop, task).await
+}
+
+/// CMD with what convene adds and takes out, unless it contradicts what convene must do.
+fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec: bool) -> Result<Task, Failure> {
+    let Some(command) = command else {
+        warn!(file = %node.config_out.display(), "CMD is not a Consul agent that convene knows: it must read the rendered file itself");
+        return Ok(Task { command: words, exec, binds: true });
+    };
+    for warning in command.warnings() {
+        warn!("{warning}");
+    }
+    let contradictions = command.contradictions(&convene::settings::command::Wanted);
+    if !contradictions.is_empty() {
+        let lines: Vec<String> = contradictions.iter().map(ToString::to_string).collect();
+        return Err(usage(&SettingsError::Command(lines.join("; "))));
+    }
+    Ok(Task { command: command.with_config_file(&node.config_out), exec, binds: command.facts().bind_addr.is_some() })
+}
+
+async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
+    if stop.leave != Some(Leave::Always) {
+        info!("--leave=always was not given: the agent stops without leaving");
+        return Ok(0);
+    }
+    let volume = record::Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
+    let deadline = deadline(begun, stop.grace);
+    let busy = tokio::time::timeout_at(deadline, Busy::hold(&volume)).await;
+    let _busy = match busy {
+        Ok(Ok(busy)) => busy,
+        Ok(Err(error)) => return Err(Failure::from_error(Code::Write, &error)),
+        Err(_) => {
+            return Err(Failure::new(
+                Code::NotNow,
+                "another convene starts or stops on this volume, and did not end within the grace period",
+            ));
+        }
+    };
+    let holding = volume.read().map_err(|error| volume_failure(&error))?;
+    let leaver = Leaver {
+        agent: Agent::own(&local.http).map_err(|error| settings_failure(&error))?,
+        peers: convene::api::Peers::new(&local).map_err(|error| settings_failure(&error))?,
+        node: local.node_name.clone(),
+        addresses: local.own_addresses.iter().chain(holding.addresses()).copied().collect(),
+        role: local.role.unwrap_or(Role::Server),
+    };
+    let left = leaver.leave(deadline).await.map_err(|error| Failure::from_error(Code::Unavailable, &error))?;
+    info!(took_ms = convene::init::millis(left.took), "left the cluster: {}", left.confirmed);
+    note_left(&volume);
+    Ok(0)
+}
+
+async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
+    let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
+    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
+    let answer = check(what, &local, &agent).await;
+    print(&format!("{}\n", answer.line));
+    Ok(if answer.yes { 0 } else { Code::No as u8 })
+}
+
+async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8, Failure> {
+    let format =
+        reader.choice("format", &args.format, discover::FORMATS).map_err(|error| usage(&error))?.unwrap_or_default();
+    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
+    let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
+    let mut surveyor = Surveyor::new(&local, &survey).map_err(|error| settings_failure(&error))?;
+    let text = discover::show(&surveyor.survey(&[]).await, format)?;
+    print(&text);
+    Ok(0)
+}
+
+fn usage(error: &SettingsError) -> Failure {
+    Failure::from_error(Code::Usage, error)
+}
+
+/// Tells a failure once, and again in the termination log if that file is there; gives its code.
+fn tell(failure: &Failure, termination_log: &Path, logging: bool) -> u8 {
+    if logging {
+        error!(exit = failure.code as u8, "{failure}");
+    } else {
+        let _ = writeln!(std::io::stderr(), "convene: {failure}");
+    }
+    // Kubelet makes this file; elsewhere there is none, and none is made.
+    if let Ok(mut file) = std::fs::OpenOptions::new().write(true).truncate(true).open(termination_log) {
+        let _ = writeln!(file, "convene: {failure}");
+    }
+    failure.code as u8
+}
+
+/// A reader of stdout that has gone away is no failure of ours.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,313 @@
+//! What can be said on the command line: clap types and nothing else.
+//!
+//! Every value is a string here; [`crate::settings`] reads, bounds and cross-checks them. Every flag has an environment
+//! twin `CONVENE_…`. A usage error is one line and exit code 64.
+
+use crate::exit::{Code, Failure};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+/// Brings a Consul cluster together and takes it apart well.
+#[derive(Debug, Parser)]
+#[command(name = "convene", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Discover, decide, persist and render; exit 0 when the agent may start (init container)
+    Init(InitArgs),
+    /// The same, then start CMD and supervise it as PID 1 (entrypoint)
+    Run(RunArgs),
+    /// Stop well: leave the cluster or not, as --leave says (preStop hook)
+    Leave(LeaveArgs),
+    /// Exit 0 or 1 with one line that says why (probe)
+    Check(CheckArgs),
+    /// Show who is there: a table, JSON or bare addresses
+    Discover(DiscoverArgs),
+    /// Copy this program into a folder (init container; its image has no cp)
+    Install(InstallArgs),
+}
+
+/// Settings of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
+    /// What this server is to become.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Settings of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
+    /// What this server is to become.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// How it ends.
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// Replace convene by CMD once it may start; a preStop hook does the stopping then
+    #[arg(long, env = "CONVENE_EXEC", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exec: Option<String>,
+    /// Be an init and nothing else: no survey, no files
+    #[arg(long, env = "CONVENE_PLAIN", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub plain: Option<String>,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Settings of `leave`.
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// How it ends.
+    #[command(flatten)]
+    pub stop: StopArgs,
+}
+
+/// Settings of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// ready, live or joined
+    #[arg(value_name = "WHAT")]
+    pub what: String,
+}
+
+/// Settings of `discover`.
+#[derive(Debug, Args)]
+pub struct DiscoverArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
+    /// table, json, or netaddrs (bare addresses, for Consul's exec= discovery)
+    #[arg(long, env = "CONVENE_FORMAT", value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// Settings of `install`.
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The folder; it must exist
+    #[arg(value_name = "DIR")]
+    pub dir: OsString,
+}
+
+/// What all commands share.
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    /// Consul's data folder (default: CMD's -data-dir, else /consul/data)
+    #[arg(long, env = "CONVENE_DATA_DIR", value_name = "DIR", global = false)]
+    pub data_dir: Option<String>,
+    /// server or client (default: what CMD says)
+    #[arg(long, env = "CONVENE_ROLE", value_name = "ROLE")]
+    pub role: Option<String>,
+    /// This node's name in Consul (default: CMD's -node, POD_NAME, the host name)
+    #[arg(long, env = "CONVENE_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Consul's datacenter (default: CMD's -datacenter, else dc1); servers' TLS names are server.<datacenter>.<domain>
+    #[arg(long, env = "CONVENE_DATACENTER", value_name = "NAME")]
+    pub datacenter: Option<String>,
+    /// Consul's own DNS domain (default: CMD's -domain, else consul)
+    #[arg(long, env = "CONVENE_DOMAIN", value_name = "NAME")]
+    pub domain: Option<String>,
+    /// The HTTP port of the other servers' agents (default: CMD's, else 8500, over TLS 8501)
+    #[arg(long, env = "CONVENE_PEER_HTTP_PORT", value_name = "PORT")]
+    pub peer_http_port: Option<String>,
+    /// Consul's server port (default: CMD's -server-port, else 8300)
+    #[arg(long, env = "CONVENE_SERVER_PORT", value_name = "PORT")]
+    pub server_port: Option<String>,
+    /// The address this node advertises (default: CMD's -advertise or -bind, else POD_IP)
+    #[arg(long, env = "CONVENE_ADVERTISE", value_name = "ADDRESS")]
+    pub advertise: Option<String>,
+    /// auto (JSON unless stderr is a terminal), json or plain
+    #[arg(long, env = "CONVENE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "CONVENE_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Where the last line of a failure goes as well, if that file exists
+    #[arg(long, env = "CONVENE_TERMINATION_LOG", value_name = "FILE")]
+    pub termination_log: Option<String>,
+}
+
+/// Who is asked, and how.
+#[derive(Debug, Args)]
+pub struct SurveyArgs {
+    /// Where servers are found: statefulset, dns:NAME, srv:NAME, static:HOST,… (several allowed; in the environment separated by ;)
+    #[arg(long, env = "CONVENE_DISCOVER", value_name = "SOURCE")]
+    pub discover: Vec<String>,
+    /// How long each source may take (100ms to 60s; default 2s)
+    #[arg(long, env = "CONVENE_DISCOVER_TIMEOUT", value_name = "DURATION")]
+    pub discover_timeout: Option<String>,
+    /// A nameserver to ask instead of those in resolv.conf (several allowed; in the environment separated by ,)
+    #[arg(long, env = "CONVENE_NAMESERVER", value_name = "ADDR:PORT")]
+    pub nameserver: Vec<String>,
+    /// The cluster's DNS domain (default: resolv.conf's svc. search entry, else cluster.local)
+    #[arg(long, env = "CONVENE_CLUSTER_DOMAIN", value_name = "NAME")]
+    pub cluster_domain: Option<String>,
+    /// The resolver's settings (default: /etc/resolv.conf)
+    #[arg(long, env = "CONVENE_RESOLV_CONF", value_name = "FILE")]
+    pub resolv_conf: Option<String>,
+    /// The headless Service of the StatefulSet (default: the StatefulSet's name)
+    #[arg(long, env = "CONVENE_SERVICE", value_name = "NAME")]
+    pub service: Option<String>,
+    /// How many servers form the cluster (1 to 99)
+    #[arg(long, env = "CONVENE_EXPECT", value_name = "N")]
+    pub expect: Option<String>,
+    /// How many servers the StatefulSet has (1 to 99; default: --expect)
+    #[arg(long, env = "CONVENE_REPLICAS", value_name = "N")]
+    pub replicas: Option<String>,
+    /// The StatefulSet's first ordinal (0 to 9999; default 0)
+    #[arg(long, env = "CONVENE_ORDINALS_START", value_name = "N")]
+    pub ordinals_start: Option<String>,
+}
+
+/// What this server is to become.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Where the rendered configuration goes (default: <data-dir>/convene/agent.json)
+    #[arg(long, env = "CONVENE_CONFIG_OUT", value_name = "FILE")]
+    pub config_out: Option<String>,
+    /// Make the data folder when it is missing (for a laptop; in a Pod a missing folder is a missing mount)
+    #[arg(long, env = "CONVENE_CREATE_DATA_DIR", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub create_data_dir: Option<String>,
+    /// How long to wait before giving up with 75 (default: no limit)
+    #[arg(long, env = "CONVENE_WAIT", value_name = "DURATION")]
+    pub wait: Option<String>,
+}
+
+/// How it ends.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// always: every TERM is a graceful leave; never: stop without leaving (default: never)
+    #[arg(long, env = "CONVENE_LEAVE", value_name = "WHEN")]
+    pub leave: Option<String>,
+    /// The Pod's terminationGracePeriodSeconds (5s to 1h; default 30s)
+    #[arg(long, env = "CONVENE_GRACE_PERIOD", value_name = "DURATION")]
+    pub grace_period: Option<String>,
+}
+
+/// For each argument that was given: where, as a person would name it (`--expect` or `CONVENE_EXPECT`).
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<String, String>);
+
+impl Places {
+    /// The place that `id` was given at, else its flag.
+    pub fn of(&self, id: &str) -> String {
+        self.0.get(id).cloned().unwrap_or_else(|| format!("--{}", id.replace('_', "-")))
+    }
+}
+
+/// What parsing ended in when there is nothing to run: help or version text for stdout.
+#[derive(Debug)]
+pub enum Stopped {
+    /// Text that was asked for; exit 0.
+    Shown(String),
+    /// A usage error; exit 64.
+    Wrong(Failure),
+}
+
+/// Reads the command line and the environment twins.
+///
+/// # Errors
+/// [`Stopped`]: help or version was asked for, or usage is wrong.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Places), Stopped> {
+    let matches = Cli::command().try_get_matches_from(args).map_err(stopped)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(stopped)?;
+    let places = matches.subcommand().map(|(_, sub)| places(sub)).unwrap_or_default();
+    Ok((cli, places))
+}
+
+/// Every environment twin that exists, for spotting a misspelt one.
+pub fn environment_twins() -> Vec<String> {
+    let mut twins: Vec<String> = Cli::command()
+        .get_subcommands()
+        .flat_map(|sub| {
+            sub.get_arguments()
+                .filter_map(|arg| arg.get_env().map(|env| env.to_string_lossy().into_owned()))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    twins.sort();
+    twins.dedup();
+    twins
+}
+
+fn places(matches: &ArgMatches) -> Places {
+    let named = matches.ids().filter_map(|id| {
+        let id = id.as_str();
+        let place = match matches.value_source(id)? {
+            ValueSource::EnvVariable => format!("CONVENE_{}", id.to_uppercase()),
+            _ => format!("--{}", id.replace('_', "-")),
+        };
+        Some((id.to_owned(), place))
+    });
+    Places(named.collect())
+}
+
+fn stopped(error: clap::Error) -> Stopped {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stopped::Shown(error.to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Stopped::Wrong(Failure::new(
+                Code::Usage,
+                "no command was given: one of init, run, leave, check, discover, install; see convene --help",
+            ))
+        }
+        _ => Stopped::Wrong(Failure::new(Code::Usage, one_line(&error))),
+    }
+}
+
+/// clap's message without its layout: the first paragraph, the nearest right spelling, and where to read on.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let mut line = said.join(" ").trim_start_matches("error: ").to_owned();
+    for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+        if let Some(nearest) = error.get(kind) {
+            line.push_str("; the nearest right spelling is ");
+            line.push_str(&spelled(nearest));
+        }
+    }
+    line.push_str("; see convene --help");
+    line
+}
+
+fn spelled(value: &ContextValue) -> String {
+    match value {
+        ContextValue::String(one) => one.clone(),
+        ContextValue::Strings(many) => many.join(" or "),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,340 @@
+//! What this node must do, decided once.
+//!
+//! Takes the facts (settings, survey, what the volume holds), gives a [`Decision`]. Pure: no clock, no I/O. The rules are
+//! numbered as in the design and in every message; the first one that fits decides. Ourselves never count as evidence, and
+//! an error never counts as an empty answer.
+
+use crate::settings::Role;
+use crate::survey::agents::{Reported, Verdict};
+use crate::survey::{Other, Survey};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// The rule that decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// 1: a client joins the servers.
+    Client = 1,
+    /// 4: a server with raft data rejoins.
+    Rejoin = 4,
+    /// 5: an empty server joins the cluster that another one reports.
+    Join = 5,
+    /// 8: nobody reports a cluster, so one is founded.
+    Found = 8,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Start the agent.
+    Start(Start),
+    /// Look again soon.
+    Wait(Wait),
+    /// Do not start: a person must change something first.
+    Refuse(Refusal),
+}
+
+/// How the agent starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Which rule.
+    pub rule: Rule,
+    /// `bootstrap_expect`, when it is rendered at all.
+    pub expect: Option<u32>,
+    /// Whom to join, the best first.
+    pub join: Vec<Target>,
+    /// Why, in one sentence.
+    pub why: String,
+}
+
+/// Why nothing starts yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// Which rule.
+    pub rule: Rule,
+    /// What it waits for.
+    pub why: String,
+    /// What would end the wait, or what a person can do.
+    pub cure: String,
+}
+
+/// Why nothing will start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which rule.
+    pub rule: Rule,
+    /// What is wrong.
+    pub why: String,
+    /// What a person can do.
+    pub cure: String,
+}
+
+/// Somebody to join: serf's address, or a name while there is no address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// An address; the port where it is not serf's usual one.
+    Address(IpAddr, Option<u16>),
+    /// A name; the port where it is not serf's usual one.
+    Name(String, Option<u16>),
+}
+
+/// Who decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Us {
+    /// Server or client.
+    pub role: Role,
+    /// `--expect`.
+    pub expect: Option<u32>,
+    /// How many servers there are.
+    pub replicas: Option<u32>,
+    /// Our ordinal, counted from the StatefulSet's first one.
+    pub position: Option<u32>,
+    /// Every address that is or was ours.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What the volume holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Disk {
+    /// An agent was started on this volume as a server: raft.db, wal/ or a snapshot is there.
+    pub raft_data: bool,
+    /// The expect that an earlier start rendered.
+    pub frozen_expect: Option<u32>,
+    /// The record says that the cluster was seen whole.
+    pub formed: bool,
+    /// The servers that were known last.
+    pub last_servers: Vec<IpAddr>,
+}
+
+/// Decides.
+pub fn decide(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+    if us.role == Role::Client {
+        return client(survey, disk);
+    }
+    if disk.raft_data {
+        return rejoin(us, survey, disk);
+    }
+    if survey.others.iter().any(|other| matches!(other.verdict, Verdict::Formed(_))) {
+        return join(us, survey);
+    }
+    found(us, survey, disk)
+}
+
+/// Rule 1.
+fn client(survey: &Survey, disk: &Disk) -> Decision {
+    let join = targets(survey, &disk.last_servers);
+    if join.is_empty() {
+        return wait(
+            Rule::Client,
+            format!("no server is known{}", failures(survey)),
+            "a server that any source of --discover names",
+        );
+    }
+    let why = format!("a client joins the servers: {}", count(join.len(), "address or name", "addresses or names"));
+    Decision::Start(Start { rule: Rule::Client, expect: None, join, why })
+}
+
+/// Rule 4: starts even if everybody is silent.
+fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+    let expect = if disk.formed {
+        None
+    } else {
+        disk.frozen_expect.or(us.expect).filter(|_| us.within_expect(disk.frozen_expect))
+    };
+    if let Some(refusal) = lone_founder(expect, survey, Rule::Rejoin) {
+        return Decision::Refuse(refusal);
+    }
+    let why = match expect {
+        None => "the volume holds raft data: rejoin".to_owned(),
+        Some(expect) => format!(
+            "the volume holds raft data and no leader was ever seen: rejoin, and keep bootstrap_expect {expect} until the formation ends"
+        ),
+    };
+    Decision::Start(Start { rule: Rule::Rejoin, expect, join: targets(survey, &disk.last_servers), why })
+}
+
+/// Rule 5: an empty server at an address that the cluster still lists would grant any vote, and acknowledged writes can be
+/// lost that way. One list is not enough, because it shows the latest configuration, also an uncommitted one: every server
+/// that the leader lists must itself have answered, know that leader and lack us.
+fn join(us: &Us, survey: &Survey) -> Decision {
+    let formed: BTreeMap<IpAddr, (&Other, &Reported)> = survey
+        .others
+        .iter()
+        .filter_map(|other| if let Verdict::Formed(reported) = &other.verdict { Some((other, reported)) } else { None })
+        .flat_map(|(other, reported)| other.addresses.iter().map(move |ip| (*ip, (other, reported))))
+        .collect();
+    for (other, reported) in formed.values() {
+        if let Some(ours) = reported.peers.iter().find(|peer| us.addresses.contains(&peer.ip())) {
+            return wait(
+                Rule::Join,
+                format!(
+                    "our disk is empty, and {} still lists our address {ours} among its raft peers: an empty server there could vote for a leader that lacks acknowledged writes",
+                    other.name
+                ),
+                "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed",
+            );
+        }
+    }
+    let Some((leader, reported)) = formed.iter().find_map(|(ip, (_, reported))| {
+        reported.leader.filter(|leader| leader.ip() == *ip).map(|leader| (leader, *reported))
+    }) else {
+        return wait(
+            Rule::Join,
+            format!(
+                "a cluster exists ({}) but its leader has not answered",
+                names(formed.values().map(|(other, _)| other.name.as_str()))
+            ),
+            "a leader is elected and answers; if more than half of the disks are lost it never will, and the survivor needs peers.json",
+        );
+    };
+    for peer in &reported.peers {
+        let why = match formed.get(&peer.ip()) {
+            None => "has not answered",
+            Some((_, theirs)) if theirs.leader != Some(leader) => "knows another leader or none",
+            Some(_) => continue,
+        };
+        return wait(
+            Rule::Join,
+            format!("our disk is empty, and server {peer}, which leader {leader} lists, {why}{}", detail(survey, peer)),
+            "every server that the leader lists answers, or the leader removes the one that is gone (consul operator raft remove-peer)",
+        );
+    }
+    let why = format!(
+        "the disk is empty and leader {leader} has {}, none of them ours: join it",
+        count(reported.peers.len(), "raft peer", "raft peers")
+    );
+    Decision::Start(Start { rule: Rule::Join, expect: None, join: targets(survey, &[]), why })
+}
+
+/// Rule 8: every other server is absent or never formed.
+fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+    if let Some(other) = survey.others.iter().find(|other| matches!(other.verdict, Verdict::Unknown(_))) {
+        return wait(
+            Rule::Found,
+            format!("{} is {}", other.name, other.verdict),
+            "it answers, or is gone: only then it is certain that no cluster exists",
+        );
+    }
+    if let Some(report) = survey.sources.iter().find(|report| report.blind) {
+        let why = report.outcome.as_ref().err().map(String::as_str).unwrap_or_default();
+        return wait(
+            Rule::Found,
+            format!("source {} failed: {why}", report.source),
+            "the source answers: an error is not an empty answer",
+        );
+    }
+    let Some(expect) = disk.frozen_expect.or(us.expect) else {
+        return wait(
+            Rule::Found,
+            "no server reports a cluster, and without --expect this one founds none".to_owned(),
+            "give --expect N with the number of servers, or start a cluster that it can join",
+        );
+    };
+    if let Some(refusal) = lone_founder(Some(expect), survey, Rule::Found) {
+        return Decision::Refuse(refusal);
+    }
+    let join = targets(survey, &[]);
+    if !us.within_expect(Some(expect)) {
+        let why = format!(
+            "nobody reports a cluster: wait for the first {expect} servers to found it, as a server beyond them"
+        );
+        return Decision::Start(Start { rule: Rule::Found, expect: None, join, why });
+    }
+    let why = format!(
+        "the disk is empty and nobody reports a cluster: found one of {}",
+        count(expect as usize, "server", "servers")
+    );
+    Decision::Start(Start { rule: Rule::Found, expect: Some(expect), join, why })
+}
+
+/// bootstrap_expect 1 elects itself without asking anybody, so it is for a cluster of one.
+fn lone_founder(expect: Option<u32>, survey: &Survey, rule: Rule) -> Option<Refusal> {
+    let others = survey.servers().count();
+    (expect == Some(1) && others > 0).then(|| Refusal {
+        rule,
+        why: format!(
+            "expect is 1, which founds a cluster alone, but there {} by {}",
+            if others == 1 { "is another server" } else { "are other servers" },
+            names(survey.servers().map(|other| other.name.as_str()))
+        ),
+        cure: format!("give --expect {}, the number of servers", others + 1),
+    })
+}
+
+/// Whom to join: those that answered first, then other addresses, then names that have no address yet. The servers known
+/// last are tried when nobody else is known.
+fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
+    let mut answered = Vec::new();
+    let mut silent = Vec::new();
+    let mut named = Vec::new();
+    for other in survey.servers() {
+        let list = if other.verdict.is_server() { &mut answered } else { &mut silent };
+        list.extend(other.addresses.iter().map(|ip| Target::Address(*ip, other.port)));
+        if other.addresses.is_empty() {
+            named.extend(other.host.iter().map(|host| Target::Name(host.clone(), other.port)));
+        }
+    }
+    if answered.is_empty() && silent.is_empty() {
+        silent.extend(last.iter().map(|ip| Target::Address(*ip, None)));
+    }
+    let mut seen = BTreeSet::new();
+    answered.into_iter().chain(silent).chain(named).filter(|target| seen.insert(target.to_string())).collect()
+}
+
+fn wait(rule: Rule, why: String, cure: &str) -> Decision {
+    Decision::Wait(Wait { rule, why, cure: cure.to_owned() })
+}
+
+fn failures(survey: &Survey) -> String {
+    survey.failures().map(|(source, why)| format!("; source {source} failed: {why}")).collect()
+}
+
+fn detail(survey: &Survey, peer: &SocketAddr) -> String {
+    let known = survey.others.iter().find(|other| other.addresses.contains(&peer.ip()));
+    known.map(|other| format!(" ({} is {})", other.name, other.verdict)).unwrap_or_default()
+}
+
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    all.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+}
+
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+// === impl Us ===
+
+impl Us {
+    /// An ordinal beyond the expect renders none: the first ones found.
+    fn within_expect(&self, frozen: Option<u32>) -> bool {
+        match (self.position, frozen.or(self.expect)) {
+            (Some(position), Some(expect)) => position < expect,
+            _ => true,
+        }
+    }
+}
+
+// === impl Target ===
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip, Some(port)) => SocketAddr::new(*ip, *port).fmt(f),
+            // Consul wants brackets around an IPv6 address, also without a port.
+            Self::Address(IpAddr::V6(ip), None) => write!(f, "[{ip}]"),
+            Self::Address(IpAddr::V4(ip), None) => ip.fmt(f),
+            Self::Name(name, Some(port)) => write!(f, "{name}:{port}"),
+            Self::Name(name, None) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", *self as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! From the settings to a volume on which the agent may start: survey, decide, record, render.
+//!
+//! Takes the settings, gives [`Prepared`]. Looks again until the decision is not "wait", says every 10 s what it waits for,
+//! and writes only when all is decided: the record before the rendered file. A second run on the same world writes the same
+//! bytes. Never starts an agent, never sets a signal handler: the caller races this against TERM.
+
+use crate::api::ApiError;
+use crate::decide::{Decision, Start, Us, decide};
+use crate::exit::{Code, Failure, chain};
+use crate::record::node_id::NodeId;
+use crate::record::{Holding, Record, RecordError, VERSION, Volume};
+use crate::render::render;
+use crate::settings::{Leave, Node};
+use crate::stop::{Busy, BusyError};
+use crate::survey::Surveyor;
+use crate::time;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// How often a waiting convene says what it waits for.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// What was prepared.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The volume, for what is learned later.
+    pub volume: Volume,
+    /// What stands in the record now.
+    pub record: Record,
+    /// What was decided.
+    pub start: Start,
+    /// Remembers what was seen.
+    pub surveyor: Surveyor,
+    /// Held until the agent starts: `check live` is content meanwhile.
+    pub busy: Busy,
+}
+
+/// Surveys and decides until the agent may start, then writes the record and the rendered file.
+///
+/// # Errors
+/// [`Failure`]: 73 and 78 of the volume, 64 of a decision that refuses, 75 when `--wait` ran out.
+pub async fn prepare(node: &Node, binds: bool, leave: Option<Leave>) -> Result<Prepared, Failure> {
+    let begun = Instant::now();
+    let volume = Volume::open(&node.local.data_dir, node.create_data_dir).map_err(|error| volume_failure(&error))?;
+    let holding = volume.read().map_err(|error| volume_failure(&error))?;
+    hello(node, &volume, &holding);
+    let busy = Busy::hold(&volume).await.map_err(|error| match error {
+        BusyError::Volume(error) => volume_failure(&error),
+        BusyError::Lock(errno) => {
+            Failure::new(Code::Write, format!("could not lock {}: {errno}", volume.folder().display()))
+        }
+    })?;
+    let mut surveyor = Surveyor::new(&node.local, &node.survey).map_err(|error| settings_failure(&error))?;
+    let us = us(node, &holding);
+    let start = settle(node, &us, &mut surveyor, &holding, begun).await?;
+    let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
+    let record = record(node, &holding, &node_id, &start);
+    volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
+    volume
+        .write(&node.config_out, render(node, &start, binds, leave).as_bytes())
+        .map_err(|error| volume_failure(&error))?;
+    info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(begun.elapsed()), "ready to start the agent");
+    Ok(Prepared { volume, record, start, surveyor, busy })
+}
+
+/// What a failure of the volume ends in.
+pub fn volume_failure(error: &RecordError) -> Failure {
+    Failure::from_error(error.code(), error)
+}
+
+/// What a failure to prepare TLS ends in.
+pub fn settings_failure(error: &ApiError) -> Failure {
+    Failure::from_error(Code::Usage, error)
+}
+
+fn hello(node: &Node, volume: &Volume, holding: &Holding) {
+    info!(
+        role = %node.role,
+        node = node.local.node_name,
+        pod = node.local.owner.pod,
+        advertise = node.local.advertise.map(|ip| ip.to_string()).unwrap_or_else(|| "left to Consul".to_owned()),
+        expect = node.survey.expect,
+        sources = node.survey.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        version = env!("CARGO_PKG_VERSION"),
+        "convene starts"
+    );
+    info!(
+        data_dir = %node.local.data_dir.display(),
+        node_id = holding.node_id.as_ref().map(ToString::to_string),
+        raft_data = holding.raft_data,
+        formed = holding.record.as_ref().is_some_and(|record| record.formed),
+        "read the volume"
+    );
+    for repaired in &holding.repaired {
+        warn!("{repaired}");
+    }
+    if node.local.seat.is_some() && !volume.is_mount() {
+        warn!(data_dir = %node.local.data_dir.display(), "the data folder is not a mount: its data ends with this Pod, and a server that returns is an empty one");
+    }
+}
+
+/// Looks and decides until there is something to do.
+async fn settle(
+    node: &Node,
+    us: &Us,
+    surveyor: &mut Surveyor,
+    holding: &Holding,
+    begun: Instant,
+) -> Result<Start, Failure> {
+    let disk = holding.disk();
+    let mut said: Option<(String, Instant)> = None;
+    loop {
+        let survey = surveyor.survey(holding.addresses()).await;
+        match decide(us, &survey, &disk) {
+            Decision::Start(start) => {
+                for report in &survey.sources {
+                    match &report.outcome {
+                        Ok(named) => info!(source = report.source, named, took_ms = millis(report.took), "asked"),
+                        Err(why) => warn!(source = report.source, took_ms = millis(report.took), "failed: {why}"),
+                    }
+                }
+                for other in &survey.others {
+                    info!(server = other.name, addresses = addresses(&other.addresses), "{}", other.verdict);
+                }
+                let joins = start.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                info!(rule = %start.rule, expect = start.expect, retry_join = joins, took_ms = millis(begun.elapsed()), "decided: {}", start.why);
+                return Ok(start);
+            }
+            Decision::Refuse(refusal) => {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("rule {}: {}; {}", refusal.rule, refusal.why, refusal.cure),
+                ));
+            }
+            Decision::Wait(wait) => {
+                let line = format!("rule {}: {}; this ends when: {}", wait.rule, wait.why, wait.cure);
+                if let Some(limit) = node.wait
+                    && begun.elapsed() >= limit
+                {
+                    return Err(Failure::new(
+                        Code::NotNow,
+                        format!("waited {} and gave up: {line}", time::text(limit)),
+                    ));
+                }
+                // A start that is about to go on is no news; what lasts is said at once when it changes, then every 10 s.
+                let news = said.as_ref().is_none_or(|(old, at)| {
+                    (*old != line && at.elapsed() >= Duration::from_secs(1)) || at.elapsed() >= SAY_EVERY
+                });
+                if news && begun.elapsed() >= Duration::from_secs(1) {
+                    warn!(waited_s = begun.elapsed().as_secs(), "waiting: {line}");
+                    said = Some((line, Instant::now()));
+                }
+                let pause = pause(begun.elapsed());
+                let left = node.wait.map_or(pause, |limit| limit.saturating_sub(begun.elapsed()).min(pause));
+                tokio::time::sleep(left).await;
+            }
+        }
+    }
+}
+
+/// How long to wait before looking again: short while a formation is likely, long when something is broken.
+pub fn pause(elapsed: Duration) -> Duration {
+    match elapsed.as_secs() {
+        0..30 => Duration::from_millis(250),
+        30..300 => Duration::from_secs(1),
+        _ => Duration::from_secs(5),
+    }
+}
+
+fn us(node: &Node, holding: &Holding) -> Us {
+    let survey = &node.survey;
+    Us {
+        role: node.role,
+        expect: survey.expect,
+        replicas: survey.replicas,
+        position: node.local.seat.as_ref().and_then(|seat| seat.ordinal.checked_sub(survey.ordinals_start)),
+        addresses: node.local.own_addresses.iter().chain(holding.addresses()).copied().collect(),
+    }
+}
+
+/// What the record says from now on. An expect that was rendered once stays; a start takes "left" back.
+fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Record {
+    let old = holding.record.as_ref();
+    let mut addresses: BTreeSet<IpAddr> = holding.addresses().iter().copied().collect();
+    addresses.extend(node.local.advertise);
+    Record {
+        version: VERSION,
+        owner: node.local.owner.clone(),
+        node_id: node_id.to_string(),
+        expect: old.and_then(|record| record.expect).or(start.expect),
+        formed: old.is_some_and(|record| record.formed),
+        left: false,
+        addresses: addresses.into_iter().collect(),
+        servers: old.map(|record| record.servers.clone()).unwrap_or_default(),
+        more: old.map(|record| record.more.clone()).unwrap_or_default(),
+    }
+}
+
+fn addresses(all: &[IpAddr]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Whole milliseconds, for a log field.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One line for an error that is only logged.
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error)
+}

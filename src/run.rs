@@ -1,0 +1,270 @@
+//! The entrypoint: prepare as `init` does, start CMD, supervise it as PID 1, and stop well.
+//!
+//! Takes the settings and the signals, gives the exit code. TERM while preparing ends at once with 143. Afterwards TERM
+//! begins the stop: leave first if ordered, then one TERM to the agent, and KILL when the deadline is over. Every other
+//! signal is handed on. A stop that went as planned is 0, although Consul itself ends with 1.
+
+pub mod pid1;
+pub mod watch;
+
+use crate::api::Agent;
+use crate::exit::{Code, Failure};
+use crate::init::{Prepared, millis, prepare, settings_failure, told};
+use crate::settings::{Leave, Node, Stop};
+use crate::stop::leave::{LeaveError, Leaver, Left};
+use crate::stop::{Busy, deadline};
+use nix::sys::signal::Signal;
+use pid1::{Happened, Signals, StartError, Supervisor};
+use std::ffi::OsString;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+use watch::Watch;
+
+/// How long stragglers may take when the agent ended by itself: a container that restarts should be back soon.
+pub const STRAGGLERS: Duration = Duration::from_secs(10);
+
+/// What to run once all is prepared.
+#[derive(Debug)]
+pub struct Task {
+    /// CMD, with what convene adds and takes out.
+    pub command: Vec<OsString>,
+    /// Replace convene by CMD.
+    pub exec: bool,
+    /// Whether CMD binds an address itself.
+    pub binds: bool,
+}
+
+/// What a CMD that cannot be started ends in.
+pub fn start_failure(error: &StartError) -> Failure {
+    Failure::from_error(error.code(), error)
+}
+
+/// Prepares, unless a signal ends it first.
+///
+/// # Errors
+/// The failures of [`prepare`].
+pub async fn prepare_or_stop(
+    signals: &mut Signals,
+    node: &Node,
+    binds: bool,
+    leave: Option<Leave>,
+) -> Result<Result<Prepared, u8>, Failure> {
+    let preparing = prepare(node, binds, leave);
+    tokio::pin!(preparing);
+    loop {
+        tokio::select! {
+            biased;
+            signal = signals.next() => match signal {
+                Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => {
+                    info!(signal = signal.as_str(), "stopped before the agent was started");
+                    return Ok(Err(pid1::killed_by(signal)));
+                }
+                _ => {}
+            },
+            done = &mut preparing => return done.map(Ok),
+        }
+    }
+}
+
+/// Runs CMD to its end; gives the exit code.
+///
+/// # Errors
+/// [`Failure`]: those of [`prepare`], and 71, 126 or 127 when CMD cannot be started.
+pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> Result<u8, Failure> {
+    let prepared = match prepare_or_stop(&mut signals, node, task.binds, stop.leave).await? {
+        Ok(prepared) => prepared,
+        Err(code) => return Ok(code),
+    };
+    if task.exec {
+        // The lock ends with the exec; whoever waits for it may go on then.
+        if let Some(signal) = signals.pending_stop() {
+            return Ok(pid1::killed_by(signal));
+        }
+        return Err(start_failure(&pid1::exec(signals, &task.command)));
+    }
+    let agent = own_agent(node, &prepared).await?;
+    let leaver = Leaver {
+        agent: agent.clone(),
+        peers: prepared.surveyor.peers().clone(),
+        node: node.local.node_name.clone(),
+        addresses: node.local.own_addresses.iter().chain(&prepared.record.addresses).copied().collect(),
+        role: node.role,
+    };
+    let supervisor = Supervisor::start(signals, &task.command).map_err(|error| start_failure(&error))?;
+    info!(pid = supervisor.child().as_raw(), "started the agent");
+    supervise(supervisor, node, stop, agent, leaver, prepared).await
+}
+
+/// The own agent; a name in its address is resolved by ourselves.
+async fn own_agent(node: &Node, prepared: &Prepared) -> Result<Agent, Failure> {
+    let http = &node.local.http;
+    let agent = match Agent::name_to_resolve(http) {
+        None => Agent::own(http),
+        Some(name) => {
+            let found = prepared.surveyor.dns().addresses(name).await;
+            match found.ok().and_then(|found| found.first().copied()) {
+                Some(ip) => Agent::own_at(http, ip),
+                None => {
+                    return Err(Failure::new(
+                        Code::Unavailable,
+                        format!(
+                            "could not resolve {name} of CONSUL_HTTP_ADDR; give the agent's address, usually 127.0.0.1:8500"
+                        ),
+                    ));
+                }
+            }
+        }
+    };
+    agent.map_err(|error| settings_failure(&error))
+}
+
+type Leaving = Pin<Box<dyn Future<Output = Result<Left, LeaveError>>>>;
+
+/// A stop under way.
+struct Stopping {
+    deadline: Instant,
+    /// Runs until the leave is over.
+    leaving: Option<Leaving>,
+    /// What went wrong.
+    failed: Option<Failure>,
+    /// The deadline was over and the agent was killed.
+    killed: bool,
+    _busy: Option<Busy>,
+}
+
+async fn supervise(
+    mut supervisor: Supervisor,
+    node: &Node,
+    stop: Stop,
+    agent: Agent,
+    leaver: Leaver,
+    prepared: Prepared,
+) -> Result<u8, Failure> {
+    let volume = prepared.volume.clone();
+    let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(release_and_watch(node, agent, prepared));
+    let mut stopping: Option<Stopping> = None;
+    let code = loop {
+        let until = stopping.as_ref().map_or_else(far, |stopping| stopping.deadline);
+        let may_kill = stopping.as_ref().is_some_and(|stopping| !stopping.killed);
+        tokio::select! {
+            biased;
+            happened = supervisor.next() => match happened {
+                Happened::Ended(code) => break code,
+                Happened::Signalled(Signal::SIGTERM) => match &stopping {
+                    None => {
+                        watching = Box::pin(std::future::pending());
+                        stopping = Some(begin(&supervisor, &volume, stop, leaver.clone()).await);
+                    }
+                    // A second signal would abort Consul's leave.
+                    Some(_) => info!("TERM again: the stop is under way already"),
+                },
+                Happened::Signalled(signal) => supervisor.forward(signal),
+            },
+            result = poll(&mut stopping) => left(&supervisor, &volume, &mut stopping, result),
+            () = &mut watching => {},
+            () = sleep_until(until), if may_kill => {
+                warn!("the deadline is over: killing the agent");
+                supervisor.forward(Signal::SIGKILL);
+                if let Some(stopping) = &mut stopping {
+                    stopping.killed = true;
+                    stopping.leaving = None;
+                }
+            }
+        }
+    };
+    finish(supervisor, &volume, stopping, code).await
+}
+
+/// Begins the stop: a leave if it was ordered, else the agent's TERM at once.
+async fn begin(supervisor: &Supervisor, volume: &crate::record::Volume, stop: Stop, leaver: Leaver) -> Stopping {
+    let deadline = deadline(Instant::now(), stop.grace);
+    let always = stop.leave == Some(Leave::Always);
+    info!(leave = if always { "always" } else { "never" }, grace_s = stop.grace.as_secs(), "TERM: stopping");
+    // A preStop hook that still leaves is waited for, but not beyond the deadline.
+    let busy = match tokio::time::timeout_at(deadline, Busy::hold(volume)).await {
+        Ok(Ok(busy)) => Some(busy),
+        Ok(Err(error)) => {
+            warn!("{}", told(&error));
+            None
+        }
+        Err(_) => None,
+    };
+    let leaving: Option<Leaving> = always.then(|| Box::pin(async move { leaver.leave(deadline).await }) as Leaving);
+    if leaving.is_none() {
+        supervisor.forward(Signal::SIGTERM);
+    }
+    Stopping { deadline, leaving, failed: None, killed: false, _busy: busy }
+}
+
+/// The end of the leave, for as long as there is one.
+async fn poll(stopping: &mut Option<Stopping>) -> Result<Left, LeaveError> {
+    match stopping.as_mut().and_then(|stopping| stopping.leaving.as_mut()) {
+        Some(leaving) => leaving.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The leave is over: note it, and end the agent with the one signal that it gets.
+fn left(
+    supervisor: &Supervisor,
+    volume: &crate::record::Volume,
+    stopping: &mut Option<Stopping>,
+    result: Result<Left, LeaveError>,
+) {
+    let Some(stopping) = stopping else { return };
+    stopping.leaving = None;
+    note(volume, result, &mut stopping.failed);
+    supervisor.forward(Signal::SIGTERM);
+}
+
+fn note(volume: &crate::record::Volume, result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
+    match result {
+        Ok(left) => {
+            info!(took_ms = millis(left.took), "left the cluster: {}", left.confirmed);
+            crate::stop::note_left(volume);
+        }
+        Err(error) => {
+            error!("{}; stopping without", told(&error));
+            *failed = Some(Failure::from_error(Code::Unavailable, &error));
+        }
+    }
+}
+
+/// The agent has ended: see the leave through, then the stragglers, and judge.
+async fn finish(
+    supervisor: Supervisor,
+    volume: &crate::record::Volume,
+    stopping: Option<Stopping>,
+    code: u8,
+) -> Result<u8, Failure> {
+    let Some(mut stopping) = stopping else {
+        info!(code, "the agent ended by itself");
+        supervisor.finish(Instant::now() + STRAGGLERS).await;
+        return Ok(code);
+    };
+    if let Some(leaving) = stopping.leaving.take() {
+        note(volume, leaving.await, &mut stopping.failed);
+    }
+    supervisor.finish(stopping.deadline).await;
+    info!(code, killed = stopping.killed, "the agent ended");
+    match stopping.failed {
+        Some(failure) => Err(failure),
+        None if stopping.killed => Ok(code),
+        None => Ok(0),
+    }
+}
+
+/// Lets go of the lock once the agent's API answers, then watches.
+async fn release_and_watch(node: &Node, agent: Agent, prepared: Prepared) {
+    let (watch, busy) = Watch::new(node, agent, prepared);
+    watch.until_it_answers().await;
+    drop(busy);
+    watch.watch().await;
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}

@@ -1,0 +1,162 @@
+//! What convene does beside the running agent: joins peers that are found late, and notes when the cluster has formed.
+//!
+//! Takes what was prepared and the own agent. While the cluster has not formed it looks for servers and joins them through
+//! the agent, so that a name that appears late costs no wait for Consul's own retry. Once a leader knows us it writes
+//! "formed" and, from then on, the servers that are known. Never ends, never stops the agent; every failure is a log line.
+
+use crate::api::Agent;
+use crate::decide::Target;
+use crate::init::{Prepared, millis, pause, told};
+use crate::record::{Record, Volume};
+use crate::settings::{Node, Role};
+use crate::stop::Busy;
+use crate::survey::{Survey, Surveyor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+/// How long an agent may need until its API answers; a restore takes longer, and is the startup probe's to allow.
+const STARTING: Duration = Duration::from_secs(30);
+/// How often the known servers are noted once the cluster has formed.
+const NOTE_EVERY: Duration = Duration::from_secs(30);
+/// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
+/// cannot be read without `node:read`.
+const JOIN_AGAIN: Duration = Duration::from_secs(5);
+
+/// Watches one agent.
+#[derive(Debug)]
+pub struct Watch {
+    agent: Agent,
+    role: Role,
+    serf_port: u16,
+    own: BTreeSet<IpAddr>,
+    volume: Volume,
+    record: Record,
+    surveyor: Surveyor,
+    joined: BTreeMap<String, Instant>,
+    joining: JoinSet<(String, Result<(), crate::api::ApiError>)>,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Prepares to watch; gives the lock back, which is held until the agent answers.
+    pub fn new(node: &Node, agent: Agent, prepared: Prepared) -> (Self, Busy) {
+        let watch = Self {
+            agent,
+            role: node.role,
+            serf_port: node.local.peer.serf,
+            own: node.local.own_addresses.iter().chain(&prepared.record.addresses).copied().collect(),
+            volume: prepared.volume,
+            record: prepared.record,
+            surveyor: prepared.surveyor,
+            joined: BTreeMap::new(),
+            joining: JoinSet::new(),
+        };
+        (watch, prepared.busy)
+    }
+
+    /// Waits until the agent's API answers, at most as long as an agent needs to start.
+    pub async fn until_it_answers(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < STARTING && self.agent.leader().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Watches for as long as it is polled.
+    pub async fn watch(mut self) {
+        let begun = Instant::now();
+        while !self.formed(begun).await {
+            self.join_the_late().await;
+            self.reap_joins();
+            tokio::time::sleep(pause(begun.elapsed())).await;
+        }
+        loop {
+            self.note_servers().await;
+            tokio::time::sleep(NOTE_EVERY).await;
+        }
+    }
+
+    /// Whether a leader knows us. Then the record says so.
+    async fn formed(&mut self, begun: Instant) -> bool {
+        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else { return false };
+        if self.role == Role::Server && !self.is_in(&peers) {
+            return false;
+        }
+        info!(leader, peers = peers.len(), took_ms = millis(begun.elapsed()), "joined: a leader is known");
+        if self.role == Role::Server && !self.record.formed {
+            self.record.formed = true;
+            self.keep();
+        }
+        true
+    }
+
+    async fn note_servers(&mut self) {
+        let Ok(peers) = self.agent.peers().await else { return };
+        let mut servers: Vec<IpAddr> = addresses(&peers).filter(|ip| !self.own.contains(ip)).collect();
+        servers.sort();
+        if !servers.is_empty() && servers != self.record.servers {
+            self.record.servers = servers;
+            self.keep();
+        }
+    }
+
+    fn keep(&self) {
+        if let Err(error) = self.volume.keep_record(&self.record) {
+            warn!("{}", told(&error));
+        }
+    }
+
+    /// Looks, and joins who answers as a server and is not alive in the member list.
+    async fn join_the_late(&mut self) {
+        let survey = self.surveyor.survey(&self.record.addresses).await;
+        let Ok(members) = self.agent.members().await else { return };
+        let alive: BTreeSet<IpAddr> =
+            members.iter().filter(|member| member.is_alive()).filter_map(|member| member.addr.parse().ok()).collect();
+        for target in self.late(&survey, &alive) {
+            let address = target.to_string();
+            debug!(address, "joining a peer that was found late");
+            self.joined.insert(address.clone(), Instant::now());
+            let agent = self.agent.clone();
+            self.joining.spawn(async move {
+                let answer = agent.join(&address).await;
+                (address, answer)
+            });
+        }
+    }
+
+    fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<Target> {
+        let answering = survey.others.iter().filter(|other| other.verdict.is_server());
+        let targets = answering.flat_map(|other| other.addresses.iter().map(move |ip| (*ip, other.port)));
+        targets
+            .filter(|(ip, _)| !alive.contains(ip))
+            .map(|(ip, port)| {
+                Target::Address(ip, port.or((self.serf_port != crate::settings::SERF_PORT).then_some(self.serf_port)))
+            })
+            .filter(|target| self.joined.get(&target.to_string()).is_none_or(|at| at.elapsed() >= JOIN_AGAIN))
+            .collect()
+    }
+
+    fn reap_joins(&mut self) {
+        while let Some(done) = self.joining.try_join_next() {
+            match done {
+                Ok((address, Ok(()))) => info!(address, "joined a peer"),
+                Ok((address, Err(error))) => debug!(address, "could not join a peer: {}", told(&error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn is_in(&self, peers: &[String]) -> bool {
+        // Where the address is Consul's own choice it cannot be told from another's, and any configuration must do.
+        self.own.is_empty() && !peers.is_empty() || addresses(peers).any(|ip| self.own.contains(&ip))
+    }
+}
+
+fn addresses(peers: &[String]) -> impl Iterator<Item = IpAddr> {
+    peers.iter().filter_map(|peer| peer.parse::<SocketAddr>().ok()).map(|address| address.ip())
+}

@@ -1,0 +1,635 @@
+//! What convene was told: parsed, bounded, defaulted and cross-checked, in this one place.
+//!
+//! Takes the command line, the environment (`CONVENE_…`, Consul's own `CONSUL_…`, the Pod's facts by the downward API),
+//! resolv.conf, and what CMD's own arguments say to Consul. Gives [`Node`] for `init`, `run` and `discover`, [`Local`] for
+//! `check` and `leave`. No raw string goes past this point. Fails with [`SettingsError`], always exit code 64.
+
+pub mod command;
+pub mod http;
+pub mod read;
+pub mod resolv;
+pub mod source;
+
+use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
+use crate::log;
+use command::{AgentCommand, Facts};
+use http::{Endpoint, HTTP_PORT, HTTPS_PORT, Http};
+use read::{Reader, SettingsError, nearest};
+use resolv::{DEFAULT_CLUSTER_DOMAIN, Resolving};
+use serde::{Deserialize, Serialize};
+use source::Source;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Consul's image keeps its data here.
+pub const DEFAULT_DATA_DIR: &str = "/consul/data";
+/// Kubernetes' default for terminationGracePeriodSeconds.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// Long enough for a nameserver's second try, short enough for a start with data to go on without DNS.
+pub const DEFAULT_DISCOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Consul's port for raft and RPC between servers.
+pub const SERVER_PORT: u16 = 8300;
+/// Consul's port for gossip in the LAN.
+pub const SERF_PORT: u16 = 8301;
+/// More servers than this are no Consul cluster but a typing error.
+pub const MAX_SERVERS: u32 = 99;
+
+/// Server or client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Holds raft data and votes.
+    Server,
+    /// Forwards to servers.
+    Client,
+}
+
+/// Whether a stop leaves the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Every TERM is a graceful leave.
+    Always,
+    /// Stop without leaving.
+    Never,
+}
+
+/// Whose volume this is. Written into the record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The Pod's namespace, if there is one.
+    pub namespace: Option<String>,
+    /// The StatefulSet, from the Pod's name.
+    pub statefulset: Option<String>,
+    /// The Pod's name, else the node's.
+    pub pod: String,
+}
+
+/// A server's place in its StatefulSet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// The StatefulSet's name.
+    pub statefulset: String,
+    /// Our ordinal.
+    pub ordinal: u32,
+}
+
+/// What every command needs.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// Consul's data folder.
+    pub data_dir: PathBuf,
+    /// Server or client; `None` when nobody said.
+    pub role: Option<Role>,
+    /// The node's name in Consul.
+    pub node_name: String,
+    /// Whose volume this is.
+    pub owner: Owner,
+    /// Our place in the StatefulSet, if the Pod's name has one.
+    pub seat: Option<Seat>,
+    /// The address to advertise; `None` leaves it to Consul.
+    pub advertise: Option<IpAddr>,
+    /// Every address that is known to be ours.
+    pub own_addresses: Vec<IpAddr>,
+    /// How agents are asked.
+    pub http: Http,
+    /// The ports of the other servers.
+    pub peer: PeerPorts,
+    /// `server.<datacenter>.<domain>`, the name in every server's certificate.
+    pub server_tls_name: String,
+}
+
+/// The ports that the other servers listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerPorts {
+    /// The HTTP API.
+    pub http: u16,
+    /// Raft and RPC.
+    pub server: u16,
+    /// Gossip.
+    pub serf: u16,
+}
+
+/// Who is asked for the other servers, and how.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// In the order given.
+    pub sources: Vec<Source>,
+    /// The deadline of each source.
+    pub timeout: Duration,
+    /// Names are resolved by this.
+    pub resolving: Resolving,
+    /// The cluster's domain, without dots at its ends.
+    pub cluster_domain: String,
+    /// The Pod's namespace.
+    pub namespace: Option<String>,
+    /// The headless Service of the StatefulSet.
+    pub service: Option<String>,
+    /// How many servers form the cluster.
+    pub expect: Option<u32>,
+    /// How many servers there are.
+    pub replicas: Option<u32>,
+    /// The StatefulSet's first ordinal.
+    pub ordinals_start: u32,
+}
+
+/// All that `init`, `run` and `discover` need.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What every command needs.
+    pub local: Local,
+    /// The role, now certain.
+    pub role: Role,
+    /// Who is asked.
+    pub survey: Survey,
+    /// Where the rendered file goes.
+    pub config_out: PathBuf,
+    /// Whether a missing data folder is made.
+    pub create_data_dir: bool,
+    /// How long to wait; `None`: without limit.
+    pub wait: Option<Duration>,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Stop {
+    /// Whether a stop leaves, if that was said. A server that was told nothing does not leave; a client then does what
+    /// Consul does by default.
+    pub leave: Option<Leave>,
+    /// The Pod's grace period.
+    pub grace: Duration,
+}
+
+/// How convene speaks, known before anything else.
+#[derive(Debug, Clone)]
+pub struct Speech {
+    /// The log's format.
+    pub format: log::Format,
+    /// The least level shown.
+    pub level: tracing::Level,
+    /// The termination log.
+    pub termination_log: PathBuf,
+}
+
+// === impl Speech ===
+
+impl Speech {
+    /// Reads how to speak.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`].
+    pub fn read(reader: Reader<'_>, args: &CommonArgs) -> Result<Self, SettingsError> {
+        use tracing::Level;
+        let formats = &[("auto", log::Format::Auto), ("json", log::Format::Json), ("plain", log::Format::Plain)];
+        let levels = &[
+            ("error", Level::ERROR),
+            ("warn", Level::WARN),
+            ("info", Level::INFO),
+            ("debug", Level::DEBUG),
+            ("trace", Level::TRACE),
+        ];
+        Ok(Self {
+            format: reader.choice("log_format", &args.log_format, formats)?.unwrap_or_default(),
+            level: reader.choice("log_level", &args.log_level, levels)?.unwrap_or(Level::INFO),
+            termination_log: reader.text(&args.termination_log).unwrap_or(DEFAULT_TERMINATION_LOG).into(),
+        })
+    }
+}
+
+/// Where kubelet reads a container's last words.
+pub const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Variables that begin as ours do and are none of ours, each with the nearest right spelling: a warning, no error, since
+/// Kubernetes itself makes `CONVENE_SERVICE_HOST` when a Service has our name.
+pub fn unknown_variables(reader: Reader<'_>) -> Vec<String> {
+    let known = environment_twins();
+    let ours = reader.env.names().filter(|name| name.starts_with("CONVENE_") && !known.iter().any(|twin| twin == name));
+    let ours = ours.filter(|name| !name.starts_with("CONVENE_SERVICE_") && !name.starts_with("CONVENE_PORT"));
+    ours.map(|name| format!("the variable {name} is none of convene's{}", nearest_variable(name, &known))).collect()
+}
+
+fn nearest_variable(name: &str, known: &[String]) -> String {
+    let lower = known.iter().map(|twin| twin.to_lowercase()).collect::<Vec<_>>();
+    nearest(name, lower.iter().map(String::as_str)).to_uppercase().replace("; DID YOU MEAN", "; did you mean")
+}
+
+// === impl Local ===
+
+impl Local {
+    /// Reads what every command needs. `command` is CMD, when it is a Consul agent.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn read(reader: Reader<'_>, args: &CommonArgs, command: Option<&AgentCommand>) -> Result<Self, SettingsError> {
+        let said = command.map(AgentCommand::facts);
+        let name = pod_name(reader)?;
+        let seat = name.as_deref().and_then(Seat::of_pod);
+        let node_name = node_name(reader, args, said, name.as_deref())?;
+        let role = reader.choice("role", &args.role, &[("server", Role::Server), ("client", Role::Client)])?;
+        let http = Http::read(reader.env, said.and_then(listening))?;
+        let pod_ips = pod_ips(reader)?;
+        let advertise = advertise(reader, args, said, &pod_ips)?;
+        let mut own_addresses: Vec<IpAddr> =
+            advertise.into_iter().chain(pod_ips).chain(said.and_then(bind_address)).collect();
+        own_addresses.sort();
+        own_addresses.dedup();
+        let datacenter =
+            reader.text(&args.datacenter).map(str::to_owned).or(said.and_then(|said| value(&said.datacenter)));
+        let domain = reader.text(&args.domain).map(str::to_owned).or(said.and_then(|said| value(&said.domain)));
+        Ok(Self {
+            data_dir: data_dir(reader, args, command)?,
+            role: role.or_else(|| said.map(role_of)),
+            node_name: node_name.clone(),
+            owner: Owner {
+                namespace: reader.env.get("POD_NAMESPACE").map(str::to_owned),
+                statefulset: seat.as_ref().map(|seat| seat.statefulset.clone()),
+                pod: name.unwrap_or(node_name),
+            },
+            seat,
+            advertise,
+            own_addresses,
+            peer: peer_ports(reader, args, said, http.over_tls())?,
+            http,
+            server_tls_name: format!(
+                "server.{}.{}",
+                datacenter.unwrap_or_else(|| "dc1".to_owned()),
+                domain.unwrap_or_else(|| "consul".to_owned()).trim_matches('.')
+            ),
+        })
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Reads all that a start needs.
+    ///
+    /// # Errors
+    /// [`SettingsError`]: a wrong value, or values that do not fit each other.
+    pub fn read(
+        reader: Reader<'_>,
+        common: &CommonArgs,
+        survey: &SurveyArgs,
+        node: &NodeArgs,
+        command: Option<&AgentCommand>,
+    ) -> Result<Self, SettingsError> {
+        let local = Local::read(reader, common, command)?;
+        let role = local.role.ok_or_else(|| {
+            missing("the role", "give --role server or --role client (run reads it from CMD's -server)")
+        })?;
+        if role == Role::Server && local.own_addresses.is_empty() {
+            return Err(missing(
+                "this server's own address",
+                "set POD_IP by the downward API, or give --advertise ADDRESS",
+            ));
+        }
+        let survey = Survey::read(reader, survey, &local, role, command.map(AgentCommand::facts))?;
+        let config_out =
+            reader.text(&node.config_out).map_or_else(|| local.data_dir.join("convene/agent.json"), PathBuf::from);
+        Ok(Self {
+            role,
+            survey,
+            config_out,
+            create_data_dir: reader.boolean("create_data_dir", &node.create_data_dir)?,
+            wait: reader.duration("wait", &node.wait, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600))?,
+            local,
+        })
+    }
+}
+
+// === impl Survey ===
+
+impl Survey {
+    /// Reads who is asked.
+    ///
+    /// # Errors
+    /// [`SettingsError`].
+    pub fn read(
+        reader: Reader<'_>,
+        args: &SurveyArgs,
+        local: &Local,
+        role: Role,
+        said: Option<&Facts>,
+    ) -> Result<Self, SettingsError> {
+        let resolving = resolving(reader, args)?;
+        let (svc_domain, svc_namespace) = resolving.cluster();
+        let cluster_domain = match reader.text(&args.cluster_domain) {
+            Some(given) => {
+                source::dns_name(&reader.places.of("cluster_domain"), given, given)?.trim_matches('.').to_owned()
+            }
+            None => svc_domain.unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned(),
+        };
+        let namespace = local.owner.namespace.clone().or_else(|| svc_namespace.map(str::to_owned));
+        let service = match reader.text(&args.service) {
+            Some(given) => Some(source::dns_name(&reader.places.of("service"), given, given)?),
+            None => local.seat.as_ref().map(|seat| seat.statefulset.clone()),
+        };
+        let sources = sources(reader, args, local, role, said)?;
+        if sources.contains(&Source::StatefulSet) && namespace.is_none() {
+            return Err(missing("the namespace", "set POD_NAMESPACE by the downward API"));
+        }
+        let (expect, replicas) = numbers(reader, args, said)?;
+        Ok(Self {
+            sources,
+            timeout: reader
+                .duration(
+                    "discover_timeout",
+                    &args.discover_timeout,
+                    Duration::from_millis(100)..=Duration::from_secs(60),
+                )?
+                .unwrap_or(DEFAULT_DISCOVER_TIMEOUT),
+            resolving,
+            cluster_domain,
+            namespace,
+            service,
+            expect,
+            replicas,
+            ordinals_start: reader.number("ordinals_start", &args.ordinals_start, 0..=9999)?.unwrap_or(0),
+        })
+    }
+}
+
+// === impl Stop ===
+
+impl Stop {
+    /// Reads how it ends.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`].
+    pub fn read(reader: Reader<'_>, args: &StopArgs) -> Result<Self, SettingsError> {
+        Ok(Self {
+            leave: reader.choice("leave", &args.leave, &[("always", Leave::Always), ("never", Leave::Never)])?,
+            grace: reader
+                .duration("grace_period", &args.grace_period, Duration::from_secs(5)..=Duration::from_secs(3600))?
+                .unwrap_or(DEFAULT_GRACE),
+        })
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    /// A StatefulSet's Pod is named `<statefulset>-<ordinal>`.
+    pub fn of_pod(name: &str) -> Option<Self> {
+        let (statefulset, ordinal) = name.rsplit_once('-')?;
+        let canonical = !statefulset.is_empty()
+            && (ordinal == "0" || !ordinal.starts_with('0'))
+            && ordinal.bytes().all(|b| b.is_ascii_digit());
+        let ordinal = ordinal.parse().ok().filter(|_| canonical)?;
+        Some(Self { statefulset: statefulset.to_owned(), ordinal })
+    }
+
+    /// The Pod's name of an ordinal of this StatefulSet.
+    pub fn pod(&self, ordinal: u32) -> String {
+        format!("{}-{ordinal}", self.statefulset)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        })
+    }
+}
+
+// === the single values ===
+
+fn missing(what: &str, mend: &str) -> SettingsError {
+    SettingsError::Missing { what: what.to_owned(), mend: mend.to_owned() }
+}
+
+fn value<T: Clone>(said: &Option<command::Said<T>>) -> Option<T> {
+    said.as_ref().map(|said| said.value.clone())
+}
+
+fn role_of(said: &Facts) -> Role {
+    if value(&said.server) == Some(true) { Role::Server } else { Role::Client }
+}
+
+fn pod_name(reader: Reader<'_>) -> Result<Option<String>, SettingsError> {
+    reader.env.get("POD_NAME").map(|name| source::dns_name("POD_NAME", name, name)).transpose()
+}
+
+fn node_name(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    pod: Option<&str>,
+) -> Result<String, SettingsError> {
+    let given = reader.text(&args.node_name).map(str::to_owned);
+    let given = given.or_else(|| said.and_then(|said| value(&said.node_name))).or_else(|| pod.map(str::to_owned));
+    let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    given
+        .or_else(host_name)
+        .ok_or_else(|| missing("this node's name", "give --node-name or set POD_NAME by the downward API"))
+}
+
+fn data_dir(reader: Reader<'_>, args: &CommonArgs, command: Option<&AgentCommand>) -> Result<PathBuf, SettingsError> {
+    let own = reader.text(&args.data_dir).map(PathBuf::from);
+    let said = command.and_then(|command| command.facts().data_dir.as_ref());
+    match (own, said) {
+        (Some(own), Some(said)) if own != said.value => Err(SettingsError::Conflict {
+            what: format!(
+                "{} is {} but {} is {}",
+                reader.places.of("data_dir"),
+                own.display(),
+                said.place,
+                said.value.display()
+            ),
+            mend: "give the data folder once".to_owned(),
+        }),
+        (Some(own), _) => Ok(own),
+        (None, Some(said)) => Ok(said.value.clone()),
+        (None, None) => Ok(DEFAULT_DATA_DIR.into()),
+    }
+}
+
+fn pod_ips(reader: Reader<'_>) -> Result<Vec<IpAddr>, SettingsError> {
+    let mut ips = Vec::new();
+    for variable in ["POD_IP", "POD_IPS"] {
+        for text in
+            reader.env.get(variable).unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty())
+        {
+            ips.push(address(variable, text)?);
+        }
+    }
+    Ok(ips)
+}
+
+fn address(place: &str, text: &str) -> Result<IpAddr, SettingsError> {
+    text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast()).ok_or_else(|| {
+        SettingsError::Value {
+            place: place.to_owned(),
+            value: text.to_owned(),
+            allowed: "one IPv4 or IPv6 address that others can reach".to_owned(),
+            nearest: String::new(),
+        }
+    })
+}
+
+fn advertise(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    pod_ips: &[IpAddr],
+) -> Result<Option<IpAddr>, SettingsError> {
+    if let Some(text) = reader.text(&args.advertise) {
+        return address(&reader.places.of("advertise"), text).map(Some);
+    }
+    // A go-sockaddr template is Consul's to work out; nothing is rendered over it.
+    if let Some(theirs) = said.and_then(|said| said.advertise_addr.as_ref()) {
+        return Ok(theirs.value.ip());
+    }
+    Ok(said.and_then(bind_address).or_else(|| pod_ips.first().copied()))
+}
+
+fn bind_address(said: &Facts) -> Option<IpAddr> {
+    let bind: IpAddr = value(&said.bind_addr)?.parse().ok()?;
+    (!bind.is_unspecified()).then_some(bind)
+}
+
+/// Where CMD makes the own agent's HTTP API listen, if that is one plain address.
+fn listening(said: &Facts) -> Option<Endpoint> {
+    let http = value(&said.addresses_http).or_else(|| value(&said.client_addr));
+    let first = http.as_deref().and_then(|all| all.split_ascii_whitespace().next().map(str::to_owned));
+    let first = first.unwrap_or_else(|| "127.0.0.1".to_owned());
+    if let Some(path) = first.strip_prefix("unix://") {
+        return Some(Endpoint::Unix(path.into()));
+    }
+    let mut ip: IpAddr = first.parse().ok()?;
+    if ip.is_unspecified() {
+        ip = if ip.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
+    }
+    let plain = value(&said.port_http).unwrap_or(i64::from(HTTP_PORT));
+    let over_tls = value(&said.port_https).unwrap_or(-1);
+    let (tls, port) = if plain > 0 { (false, plain) } else { (true, over_tls) };
+    u16::try_from(port).ok().filter(|port| *port > 0).map(|port| Endpoint::tcp(tls, ip, port))
+}
+
+fn peer_ports(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    tls: bool,
+) -> Result<PeerPorts, SettingsError> {
+    let of = |said: Option<i64>, default: u16| {
+        said.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(default)
+    };
+    let http = match (tls, said) {
+        (false, said) => of(said.and_then(|said| value(&said.port_http)), HTTP_PORT),
+        (true, said) => of(said.and_then(|said| value(&said.port_https)), HTTPS_PORT),
+    };
+    Ok(PeerPorts {
+        http: reader.port("peer_http_port", &args.peer_http_port)?.unwrap_or(http),
+        server: reader
+            .port("server_port", &args.server_port)?
+            .unwrap_or_else(|| of(said.and_then(|said| value(&said.port_server)), SERVER_PORT)),
+        serf: of(said.and_then(|said| value(&said.port_serf_lan)), SERF_PORT),
+    })
+}
+
+fn resolving(reader: Reader<'_>, args: &SurveyArgs) -> Result<Resolving, SettingsError> {
+    let path = reader.text(&args.resolv_conf).unwrap_or("/etc/resolv.conf");
+    let mut resolving = Resolving::from_file(path.as_ref());
+    let given: Vec<&str> =
+        args.nameserver.iter().flat_map(|many| many.split(',')).map(str::trim).filter(|one| !one.is_empty()).collect();
+    if given.is_empty() {
+        return Ok(resolving);
+    }
+    let place = reader.places.of("nameserver");
+    let parse = |text: &&str| {
+        let address = text
+            .parse::<SocketAddr>()
+            .ok()
+            .or_else(|| text.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, resolv::DNS_PORT)));
+        address.filter(|address| address.port() > 0).ok_or_else(|| SettingsError::Value {
+            place: place.clone(),
+            value: (*text).to_owned(),
+            allowed: "ADDR:PORT or ADDR, for IPv6 [ADDR]:PORT".to_owned(),
+            nearest: String::new(),
+        })
+    };
+    resolving.nameservers = given.iter().map(parse).collect::<Result<_, _>>()?;
+    resolving.problem = None;
+    Ok(resolving)
+}
+
+fn sources(
+    reader: Reader<'_>,
+    args: &SurveyArgs,
+    local: &Local,
+    role: Role,
+    said: Option<&Facts>,
+) -> Result<Vec<Source>, SettingsError> {
+    let place = reader.places.of("discover");
+    // A source may hold commas, spaces and colons, never a semicolon.
+    let given = args.discover.iter().flat_map(|many| many.split(';')).map(str::trim).filter(|one| !one.is_empty());
+    let mut sources = given.map(|one| Source::parse(&place, one)).collect::<Result<Vec<_>, _>>()?;
+    let computed = local.seat.is_some() && role == Role::Server;
+    if sources.is_empty() && computed {
+        sources.push(Source::StatefulSet);
+    }
+    for join in said.map(Facts::joins).unwrap_or_default() {
+        let source = Source::from_retry_join(&join.place.to_string(), &join.value)?;
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    if sources.contains(&Source::StatefulSet) && local.seat.is_none() {
+        return Err(missing(
+            "the StatefulSet",
+            "its name and ordinal come from POD_NAME (downward API), such as consul-server-0; or give another --discover",
+        ));
+    }
+    if sources.is_empty() {
+        let mend = match role {
+            Role::Server => {
+                "give --discover dns:NAME, srv:NAME or static:HOST,…; in a StatefulSet set POD_NAME by the downward API"
+            }
+            Role::Client => "a client must be told: give --discover dns:NAME, srv:NAME or static:HOST,…",
+        };
+        return Err(missing("where to find the servers", mend));
+    }
+    Ok(sources)
+}
+
+/// `--expect` and `--replicas`, and whether they fit: two halves of a cut must never both reach the expect.
+fn numbers(
+    reader: Reader<'_>,
+    args: &SurveyArgs,
+    said: Option<&Facts>,
+) -> Result<(Option<u32>, Option<u32>), SettingsError> {
+    let own = reader.number("expect", &args.expect, 1..=MAX_SERVERS)?;
+    let theirs = said.and_then(|said| said.bootstrap_expect.as_ref());
+    if let Some(theirs) = theirs {
+        read::number(&theirs.place.to_string(), &theirs.value.to_string(), 1..=MAX_SERVERS)?;
+    }
+    let theirs = theirs.and_then(|said| u32::try_from(said.value).ok().map(|value| (value, said.place.to_string())));
+    let (expect, place) = match (own, theirs) {
+        (Some(own), Some((theirs, place))) if own != theirs => {
+            return Err(SettingsError::Conflict {
+                what: format!("{} is {own} but {place} is {theirs}", reader.places.of("expect")),
+                mend: "give the number of servers once".to_owned(),
+            });
+        }
+        (Some(own), _) => (Some(own), reader.places.of("expect")),
+        (None, Some((theirs, place))) => (Some(theirs), place),
+        (None, None) => (None, reader.places.of("expect")),
+    };
+    let replicas = reader.number("replicas", &args.replicas, 1..=MAX_SERVERS)?;
+    if let (Some(expect), Some(replicas)) = (expect, replicas) {
+        let conflict = |why: &str| SettingsError::Conflict {
+            what: format!("{place} is {expect} and {} is {replicas}: {why}", reader.places.of("replicas")),
+            mend: format!("give an expect from {} to {replicas}; usually {replicas}", replicas / 2 + 1),
+        };
+        if expect > replicas {
+            return Err(conflict("that many servers will never come"));
+        }
+        if expect * 2 <= replicas {
+            return Err(conflict("both sides of a cut could found a cluster"));
+        }
+    }
+    Ok((expect, replicas.or(expect)))
+}

@@ -1,0 +1,452 @@
+//! What was seen: every other server with a verdict, and every source with what it gave or why it failed.
+//!
+//! Takes the settings, gives a [`Survey`]. It never fails as a whole: a source that failed is a field of it, and only
+//! [`crate::decide`] judges whether too little was seen. Within one run what is known never shrinks: an address that a name
+//! once had is still asked when the name's next answer is an error or empty. Self is never among the others.
+
+pub mod agents;
+pub mod dns;
+pub mod statefulset;
+
+use crate::api::{ApiError, Peers};
+use crate::settings::source::{Host, HostName, Source};
+use crate::settings::{Local, PeerPorts, Survey as Settings};
+use agents::{Heard, Verdict, ask};
+use dns::{Dns, LookupError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// What was seen at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// In the order of the settings.
+    pub sources: Vec<SourceReport>,
+    /// Sorted by name.
+    pub others: Vec<Other>,
+}
+
+/// What one source gave.
+#[derive(Debug, Clone)]
+pub struct SourceReport {
+    /// The source as it is written.
+    pub source: String,
+    /// How many servers or addresses it named, or why it failed.
+    pub outcome: Result<usize, String>,
+    /// It failed and never gave anything in this run, so that nobody knows which servers it would have named.
+    pub blind: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// One other server, or an address that might be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// Its Pod's name, its host, or its address.
+    pub name: String,
+    /// Whether it is a server whatever it answers: an ordinal of our StatefulSet, or given by hand.
+    pub certain: bool,
+    /// A name that Consul can join when no address is known yet.
+    pub host: Option<String>,
+    /// Serf's port, where it was given.
+    pub port: Option<u16>,
+    /// Every address it had in this run, sorted.
+    pub addresses: Vec<IpAddr>,
+    /// What it says, or why it cannot be told.
+    pub verdict: Verdict,
+}
+
+/// Looks, and remembers within one run.
+#[derive(Debug)]
+pub struct Surveyor {
+    local: Local,
+    settings: Settings,
+    dns: Dns,
+    peers: Peers,
+    known: BTreeMap<String, Known>,
+}
+
+/// What one name has had.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// Every address that it ever had.
+    ever: BTreeSet<IpAddr>,
+    /// Those of its newest answer that had any.
+    newest: BTreeSet<IpAddr>,
+}
+
+/// Somebody to ask about, before it was asked.
+#[derive(Debug, Clone)]
+struct Candidate {
+    name: String,
+    certain: bool,
+    host: Option<String>,
+    port: Option<u16>,
+    /// Those that count, whatever they answer.
+    newest: BTreeSet<IpAddr>,
+    /// Those that count only when they answer as a server.
+    older: BTreeSet<IpAddr>,
+    /// Why nothing is known, when that is not an empty answer.
+    problem: Option<String>,
+}
+
+// === impl Survey ===
+
+impl Survey {
+    /// The others that are servers, or must be taken for servers until the contrary is known.
+    pub fn servers(&self) -> impl Iterator<Item = &Other> {
+        self.others.iter().filter(|other| other.certain || !matches!(other.verdict, Verdict::Absent(_)))
+    }
+
+    /// The sources that failed, each with why.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.sources
+            .iter()
+            .filter_map(|report| report.outcome.as_ref().err().map(|why| (report.source.as_str(), why.as_str())))
+    }
+}
+
+// === impl Surveyor ===
+
+impl Surveyor {
+    /// Prepares to look.
+    ///
+    /// # Errors
+    /// [`ApiError`]: the TLS settings do not work.
+    pub fn new(local: &Local, settings: &Settings) -> Result<Self, ApiError> {
+        Ok(Self {
+            dns: Dns::new(settings),
+            peers: Peers::new(local)?,
+            local: local.clone(),
+            settings: settings.clone(),
+            known: BTreeMap::new(),
+        })
+    }
+
+    /// Asks other servers, with the same settings.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// Resolves names, with the same settings.
+    pub fn dns(&self) -> &Dns {
+        &self.dns
+    }
+
+    /// Looks at who is there. `also` are addresses that count as ours beside those of the settings: the record's.
+    pub async fn survey(&mut self, also: &[IpAddr]) -> Survey {
+        let (sources, candidates) = self.find().await;
+        let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().chain(also).copied().collect();
+        let candidates = self.others_only(candidates, &own);
+        let mut asked = self
+            .ask_all(candidates.iter().flat_map(|one| one.newest.iter().chain(&one.older)).copied().collect())
+            .await;
+        let mut others: Vec<Other> = candidates.into_iter().map(|one| one.judged(&asked)).collect();
+        // The leader's list counts too: servers that no source named are asked as well.
+        let listed = listed(&others);
+        let unasked: BTreeSet<IpAddr> =
+            listed.into_iter().filter(|ip| !asked.contains_key(ip) && !own.contains(ip)).collect();
+        asked.extend(self.ask_all(unasked.clone()).await);
+        others.extend(unasked.into_iter().map(|ip| Candidate::listed(ip).judged(&asked)));
+        others.sort_by(|a, b| a.name.cmp(&b.name));
+        Survey { sources, others }
+    }
+
+    /// Asks every source at once; each has its own deadline.
+    async fn find(&mut self) -> (Vec<SourceReport>, Vec<Candidate>) {
+        let mut lookups = JoinSet::new();
+        let mut wanted: Vec<(usize, String, Asked)> = Vec::new();
+        for (index, source) in self.settings.sources.iter().enumerate() {
+            wanted.extend(self.questions(source).into_iter().map(|asked| (index, asked.key(), asked)));
+        }
+        for (index, _, asked) in &wanted {
+            let (index, asked, dns, deadline) = (*index, asked.clone(), self.dns.clone(), self.settings.timeout);
+            lookups.spawn(async move {
+                let begun = Instant::now();
+                let answer = asked.resolve(&dns, deadline).await;
+                (index, asked, answer, begun.elapsed())
+            });
+        }
+        let mut answers: BTreeMap<(usize, String), (Result<BTreeSet<IpAddr>, String>, Duration)> = BTreeMap::new();
+        while let Some(done) = lookups.join_next().await {
+            // INVARIANT: a lookup neither panics nor is aborted while the set lives, so the error arm is never taken; a missing
+            // answer would count as a failure below, never as an empty one.
+            if let Ok((index, asked, answer, took)) = done {
+                answers.insert((index, asked.key()), (answer, took));
+            }
+        }
+        let mut reports = Vec::new();
+        let mut candidates = Vec::new();
+        for (index, source) in self.settings.sources.clone().iter().enumerate() {
+            let mine: Vec<&(usize, String, Asked)> = wanted.iter().filter(|(of, _, _)| *of == index).collect();
+            let mut report =
+                SourceReport { source: source.to_string(), outcome: Ok(0), blind: false, took: Duration::ZERO };
+            let mut named = 0;
+            for (_, key, asked) in mine {
+                let (answer, took) = answers
+                    .remove(&(index, key.clone()))
+                    .unwrap_or_else(|| (Err("it was not asked".to_owned()), Duration::ZERO));
+                report.took = report.took.max(took);
+                let problem = self.learn(key, answer);
+                let known = self.known.get(key).cloned().unwrap_or_default();
+                named += asked.counted(&known);
+                if let Some(problem) = &problem {
+                    report.outcome = Err(problem.clone());
+                    report.blind |= asked.names_servers() && known.ever.is_empty();
+                }
+                candidates.extend(asked.candidates(&known, problem));
+            }
+            if report.outcome.is_ok() {
+                report.outcome = Ok(named);
+            }
+            reports.push(report);
+        }
+        (reports, merged(candidates))
+    }
+
+    /// Takes an answer into what is known; gives why there was none.
+    fn learn(&mut self, key: &str, answer: Result<BTreeSet<IpAddr>, String>) -> Option<String> {
+        let known = self.known.entry(key.to_owned()).or_default();
+        match answer {
+            Ok(found) => {
+                if !found.is_empty() {
+                    known.ever.extend(&found);
+                    known.newest = found;
+                }
+                None
+            }
+            Err(problem) => Some(problem),
+        }
+    }
+
+    fn questions(&self, source: &Source) -> Vec<Asked> {
+        match source {
+            Source::StatefulSet => self
+                .local
+                .seat
+                .iter()
+                .flat_map(|seat| statefulset::siblings(seat, &self.settings))
+                .map(Asked::Sibling)
+                .collect(),
+            Source::Dns(name) => vec![Asked::Name(name.clone())],
+            Source::Srv(name) => vec![Asked::Service(name.clone())],
+            Source::Static(hosts) => {
+                hosts.iter().filter(|host| !self.is_own_name(host)).cloned().map(Asked::Fixed).collect()
+            }
+        }
+    }
+
+    /// A list given by hand usually has our own name too.
+    fn is_own_name(&self, host: &Host) -> bool {
+        let HostName::Name(name) = &host.name else { return false };
+        let name = name.trim_end_matches('.');
+        let first = name.split('.').next().unwrap_or(name);
+        name == self.local.node_name || first == self.local.owner.pod
+    }
+
+    /// Takes ourselves out: an address of ours, and whoever had nothing else.
+    fn others_only(&self, candidates: Vec<Candidate>, own: &BTreeSet<IpAddr>) -> Vec<Candidate> {
+        let without = |mut one: Candidate| {
+            let had = !one.newest.is_empty() || !one.older.is_empty();
+            one.newest.retain(|ip| !own.contains(ip));
+            one.older.retain(|ip| !own.contains(ip));
+            let is_self = had && one.newest.is_empty() && one.older.is_empty();
+            (!is_self).then_some(one)
+        };
+        candidates.into_iter().filter_map(without).collect()
+    }
+
+    async fn ask_all(&self, addresses: BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Heard> {
+        let mut asking = JoinSet::new();
+        for ip in addresses {
+            let (ports, peers): (PeerPorts, Peers) = (self.local.peer, self.peers.clone());
+            asking.spawn(async move { (ip, ask(ip, ports, &peers).await) });
+        }
+        let mut heard = BTreeMap::new();
+        while let Some(done) = asking.join_next().await {
+            heard.extend(done.ok());
+        }
+        heard
+    }
+}
+
+/// One question to a source.
+#[derive(Debug, Clone)]
+enum Asked {
+    Sibling(statefulset::Sibling),
+    Name(String),
+    Service(String),
+    Fixed(Host),
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn key(&self) -> String {
+        match self {
+            Self::Sibling(sibling) => sibling.host.clone(),
+            Self::Name(name) => name.clone(),
+            Self::Service(name) => format!("srv:{name}"),
+            Self::Fixed(Host { name, .. }) => match name {
+                HostName::Name(name) => name.clone(),
+                HostName::Ip(ip) => ip.to_string(),
+            },
+        }
+    }
+
+    /// Whether the servers are unknown, not only their state, while this question has no answer.
+    fn names_servers(&self) -> bool {
+        matches!(self, Self::Name(_) | Self::Service(_))
+    }
+
+    async fn resolve(&self, dns: &Dns, deadline: Duration) -> Result<BTreeSet<IpAddr>, String> {
+        let answer = async {
+            Ok::<_, LookupError>(match self {
+                Self::Sibling(sibling) => dns.addresses(&format!("{}.", sibling.host)).await?,
+                Self::Name(name) => dns.addresses(name).await?,
+                Self::Service(name) => {
+                    let mut found = Vec::new();
+                    for target in dns.targets(name).await? {
+                        found.extend(dns.addresses(&format!("{}.", target.trim_end_matches('.'))).await?);
+                    }
+                    found
+                }
+                Self::Fixed(Host { name: HostName::Ip(ip), .. }) => vec![*ip],
+                Self::Fixed(Host { name: HostName::Name(name), .. }) => dns.addresses(name).await?,
+            })
+        };
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(found)) => Ok(found.into_iter().collect()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "could not resolve {}: no answer within {}",
+                self.key().trim_end_matches('.').trim_start_matches("srv:"),
+                crate::time::text(deadline)
+            )),
+        }
+    }
+
+    /// How many servers or addresses this question stands for.
+    fn counted(&self, known: &Known) -> usize {
+        match self {
+            Self::Sibling(_) | Self::Fixed(_) => 1,
+            Self::Name(_) | Self::Service(_) => known.newest.len(),
+        }
+    }
+
+    fn candidates(&self, known: &Known, problem: Option<String>) -> Vec<Candidate> {
+        let older = || known.ever.difference(&known.newest).copied().collect::<BTreeSet<_>>();
+        let certain = |name: &str, host: Option<String>, port: Option<u16>| {
+            vec![Candidate {
+                name: name.to_owned(),
+                certain: true,
+                host,
+                port,
+                newest: known.newest.clone(),
+                older: older(),
+                problem: problem.clone().filter(|_| known.ever.is_empty()),
+            }]
+        };
+        match self {
+            Self::Sibling(sibling) => certain(&sibling.pod, Some(sibling.host.clone()), None),
+            Self::Fixed(Host { name: HostName::Name(name), port }) => {
+                certain(name, Some(name.trim_end_matches('.').to_owned()), *port)
+            }
+            Self::Fixed(host @ Host { name: HostName::Ip(ip), port }) => {
+                let one = Candidate::listed(*ip);
+                vec![Candidate { name: host.to_string(), certain: true, port: *port, ..one }]
+            }
+            Self::Name(_) | Self::Service(_) => {
+                let newest = known.newest.iter().map(|ip| Candidate { certain: false, ..Candidate::listed(*ip) });
+                let old = older().into_iter().map(|ip| Candidate {
+                    certain: false,
+                    newest: BTreeSet::new(),
+                    older: BTreeSet::from([ip]),
+                    ..Candidate::listed(ip)
+                });
+                newest.chain(old).collect()
+            }
+        }
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    /// A server that is known by its address alone.
+    fn listed(ip: IpAddr) -> Self {
+        Self {
+            name: ip.to_string(),
+            certain: true,
+            host: None,
+            port: None,
+            newest: BTreeSet::from([ip]),
+            older: BTreeSet::new(),
+            problem: None,
+        }
+    }
+
+    fn judged(self, asked: &BTreeMap<IpAddr, Heard>) -> Other {
+        let mut verdict = match self.problem {
+            Some(problem) => Verdict::Unknown(problem),
+            None if self.newest.is_empty() && self.older.is_empty() => {
+                Verdict::Absent("its name has no address".to_owned())
+            }
+            None => Verdict::Absent("its earlier address does not answer".to_owned()),
+        };
+        for ip in &self.newest {
+            verdict = match asked.get(ip) {
+                Some(Heard::Server(heard)) => verdict.or_better(heard.clone()),
+                Some(Heard::NoServer) => match verdict {
+                    Verdict::Absent(_) => Verdict::Absent(format!("{ip} refuses the server port")),
+                    better => better,
+                },
+                None => verdict.or_better(Verdict::Unknown(format!("{ip} was not asked"))),
+            };
+        }
+        for ip in &self.older {
+            if let Some(Heard::Server(heard)) = asked.get(ip)
+                && heard.is_server()
+            {
+                verdict = verdict.or_better(heard.clone());
+            }
+        }
+        let addresses = self.newest.union(&self.older).copied().collect();
+        Other { name: self.name, certain: self.certain, host: self.host, port: self.port, addresses, verdict }
+    }
+}
+
+/// One server may be named by several sources: whoever shares an address is one, and the certain name is kept.
+fn merged(candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let mut kept: Vec<Candidate> = Vec::new();
+    let (certain, rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|one| one.certain);
+    for one in certain.into_iter().chain(rest) {
+        let same = |other: &&mut Candidate| {
+            other.name == one.name
+                || one.newest.iter().chain(&one.older).any(|ip| other.newest.contains(ip) || other.older.contains(ip))
+        };
+        match kept.iter_mut().find(same) {
+            Some(other) => {
+                other.newest.extend(&one.newest);
+                other.older.extend(&one.older);
+                other.host = other.host.take().or(one.host);
+                other.port = other.port.or(one.port);
+                if !other.newest.is_empty() {
+                    other.problem = None;
+                }
+            }
+            None => kept.push(one),
+        }
+    }
+    kept
+}
+
+/// Every address in anybody's raft peers, and every leader's.
+fn listed(others: &[Other]) -> BTreeSet<IpAddr> {
+    let reported = others
+        .iter()
+        .filter_map(|other| if let Verdict::Formed(reported) = &other.verdict { Some(reported) } else { None });
+    reported.flat_map(|reported| reported.peers.iter().chain(&reported.leader).map(|address| address.ip())).collect()
+}
