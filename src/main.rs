@@ -119,8 +119,8 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
         return pid1::plain(signals, &args.command, STRAGGLERS).await.map_err(|error| start_failure(&error));
     }
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
-    let command =
-        AgentCommand::read(&args.command).map_err(|error| usage(&SettingsError::Command(error.to_string())))?;
+    let command = AgentCommand::read(&args.command, reader.env)
+        .map_err(|error| usage(&SettingsError::Command(error.to_string())))?;
     let node =
         Node::read(reader, &args.common, &args.survey, &args.node, command.as_ref()).map_err(|error| usage(&error))?;
     let task = task(&node, args.command, command.as_ref(), exec)?;
@@ -136,7 +136,7 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
     for warning in command.warnings() {
         warn!("{warning}");
     }
-    let contradictions = command.contradictions(&convene::settings::command::Wanted);
+    let contradictions = command.contradictions(&node.wanted());
     if !contradictions.is_empty() {
         let lines: Vec<String> = contradictions.iter().map(ToString::to_string).collect();
         return Err(usage(&SettingsError::Command(lines.join("; "))));

@@ -12,7 +12,7 @@ pub mod source;
 
 use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
 use crate::log;
-use command::{AgentCommand, Facts};
+use command::{AgentCommand, Facts, Wanted};
 use http::{Endpoint, HTTP_PORT, HTTPS_PORT, Http};
 use read::{Reader, SettingsError, nearest};
 use resolv::{DEFAULT_CLUSTER_DOMAIN, Resolving};
@@ -294,6 +294,13 @@ impl Node {
             wait: reader.duration("wait", &node.wait, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600))?,
             local,
         })
+    }
+}
+
+impl Node {
+    /// What CMD must not contradict.
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted { server: self.role == Role::Server, advertise: self.local.advertise, node_name: &self.local.node_name }
     }
 }
 
