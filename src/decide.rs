@@ -137,14 +137,9 @@ fn client(survey: &Survey, disk: &Disk) -> Decision {
 
 /// Rule 4: starts even if everybody is silent.
 fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
-    let expect = if disk.formed {
-        None
-    } else {
-        disk.frozen_expect.or(us.expect).filter(|_| us.within_expect(disk.frozen_expect))
-    };
-    if let Some(refusal) = lone_founder(expect, survey, Rule::Rejoin) {
-        return Decision::Refuse(refusal);
-    }
+    let expect = disk.frozen_expect.or(us.expect).filter(|_| !disk.formed && us.within_expect(disk.frozen_expect));
+    // One that would elect itself beside others goes without, because a server with data starts in any case.
+    let expect = expect.filter(|expect| lone_founder(*expect, survey).is_none());
     let why = match expect {
         None => "the volume holds raft data: rejoin".to_owned(),
         Some(expect) => format!(
@@ -231,7 +226,7 @@ fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
             "give --expect N with the number of servers, or start a cluster that it can join",
         );
     };
-    if let Some(refusal) = lone_founder(Some(expect), survey, Rule::Found) {
+    if let Some(refusal) = lone_founder(expect, survey) {
         return Decision::Refuse(refusal);
     }
     let join = targets(survey, &[]);
@@ -249,10 +244,10 @@ fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
 }
 
 /// bootstrap_expect 1 elects itself without asking anybody, so it is for a cluster of one.
-fn lone_founder(expect: Option<u32>, survey: &Survey, rule: Rule) -> Option<Refusal> {
+fn lone_founder(expect: u32, survey: &Survey) -> Option<Refusal> {
     let others = survey.servers().count();
-    (expect == Some(1) && others > 0).then(|| Refusal {
-        rule,
+    (expect == 1 && others > 0).then(|| Refusal {
+        rule: Rule::Found,
         why: format!(
             "expect is 1, which founds a cluster alone, but there {} by {}",
             if others == 1 { "is another server" } else { "are other servers" },
