@@ -311,3 +311,18 @@ fn spelled(value: &ContextValue) -> String {
         other => other.to_string(),
     }
 }
+
+/// Every flag as README's table of settings has it: with its value's name, its environment twin, and its sentence.
+pub fn documented() -> Vec<(String, String, String)> {
+    let mut all = BTreeMap::new();
+    for sub in Cli::command().get_subcommands() {
+        for arg in sub.get_arguments() {
+            let (Some(long), Some(twin)) = (arg.get_long(), arg.get_env()) else { continue };
+            let value = arg.get_value_names().and_then(|names| names.first()).filter(|name| name.as_str() != "BOOL");
+            let flag = value.map_or_else(|| format!("--{long}"), |value| format!("--{long} {value}"));
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            all.insert(long.to_owned(), (flag, twin.to_string_lossy().into_owned(), help));
+        }
+    }
+    all.into_values().collect()
+}

@@ -249,7 +249,7 @@ fn lone_founder(expect: u32, survey: &Survey) -> Option<Refusal> {
     (expect == 1 && others > 0).then(|| Refusal {
         rule: Rule::Found,
         why: format!(
-            "expect is 1, which founds a cluster alone, but there {} by {}",
+            "expect is 1, which founds a cluster alone, but there {} ({})",
             if others == 1 { "is another server" } else { "are other servers" },
             names(survey.servers().map(|other| other.name.as_str()))
         ),

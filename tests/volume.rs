@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use support::program::{Convene, Ended};
-use support::skip::skip;
+use support::skip::{needs_root, needs_unshare};
 use tempfile::TempDir;
 
 const NODE_ID: &str = "6b1d3a52-9c0e-4f57-8a34-2f0f6f1d9c11";
@@ -21,9 +21,19 @@ const NODE_ID: &str = "6b1d3a52-9c0e-4f57-8a34-2f0f6f1d9c11";
 /// A server that may found a cluster at once: of two, and nobody at the other's address.
 fn words(data: &Path) -> Vec<String> {
     let data = data.to_str().unwrap();
-    ["init", "--role=server", "--node-name=s1", "--advertise=127.0.0.1", "--expect=2", "--server-port=1", "--discover=static:127.0.0.1,127.255.255.253", "--data-dir", data]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "init",
+        "--role=server",
+        "--node-name=s1",
+        "--advertise=127.0.0.1",
+        "--expect=2",
+        "--server-port=1",
+        "--discover=static:127.0.0.1,127.255.255.253",
+        "--data-dir",
+        data,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn init(data: &Path) -> Ended {
@@ -44,7 +54,10 @@ fn content(data: &Path) -> BTreeMap<String, (Vec<u8>, u32)> {
             if meta.is_dir() {
                 folders.push(entry.path());
             } else {
-                all.insert(entry.path().strip_prefix(data).unwrap().display().to_string(), (fs::read(entry.path()).unwrap(), meta.mode() & 0o777));
+                all.insert(
+                    entry.path().strip_prefix(data).unwrap().display().to_string(),
+                    (fs::read(entry.path()).unwrap(), meta.mode() & 0o777),
+                );
             }
         }
     }
@@ -64,19 +77,28 @@ fn the_same_world_gives_the_same_bytes_on_a_second_run() {
     let data = folder();
     init(data.path()).ends(0, &["ready to start the agent"]);
     let first = content(data.path());
-    assert_eq!(first.keys().collect::<Vec<_>>(), ["convene/agent.json", "convene/busy.lock", "convene/record.json", "node-id"]);
+    assert_eq!(
+        first.keys().collect::<Vec<_>>(),
+        ["convene/agent.json", "convene/busy.lock", "convene/record.json", "node-id"]
+    );
     assert!(first.values().all(|(_, mode)| *mode == 0o600), "{first:?}");
     init(data.path()).ends(0, &[]);
     assert_eq!(content(data.path()), first);
     let record = record(data.path());
-    assert_eq!((&record["node_id"], &record["expect"], &record["formed"]), (&node_id(data.path()).into(), &2.into(), &false.into()));
+    assert_eq!(
+        (&record["node_id"], &record["expect"], &record["formed"]),
+        (&node_id(data.path()).into(), &2.into(), &false.into())
+    );
 }
 
 #[test]
 fn what_is_there_already_is_not_written_again() {
     let data = folder();
     init(data.path()).ends(0, &[]);
-    let inodes = || ["node-id", "convene/record.json", "convene/agent.json"].map(|file| fs::metadata(data.path().join(file)).unwrap().ino());
+    let inodes = || {
+        ["node-id", "convene/record.json", "convene/agent.json"]
+            .map(|file| fs::metadata(data.path().join(file)).unwrap().ino())
+    };
     let before = inodes();
     init(data.path()).ends(0, &[]);
     assert_eq!(inodes(), before, "a file that is written anew has another inode");
@@ -124,7 +146,11 @@ fn a_missing_or_unreadable_record_is_rebuilt_from_the_node_id() {
         init(data.path()).ends(0, &[]);
         assert_eq!((node_id(data.path()), record(data.path())["node_id"].as_str()), (id.clone(), Some(id.as_str())));
         if let Some(text) = damage {
-            assert_eq!(fs::read_to_string(data.path().join("convene/record.json.unreadable")).unwrap(), text, "nothing is lost");
+            assert_eq!(
+                fs::read_to_string(data.path().join("convene/record.json.unreadable")).unwrap(),
+                text,
+                "nothing is lost"
+            );
         }
     }
 }
@@ -186,7 +212,10 @@ fn what_a_newer_convene_of_the_same_version_wrote_is_kept() {
     let data = folder();
     init(data.path()).ends(0, &[]);
     let path = data.path().join("convene/record.json");
-    let more = fs::read_to_string(&path).unwrap().replace("\"version\": 1", "\"version\": 1, \"later\": [1]").replace("\"left\": false", "\"left\": true");
+    let more = fs::read_to_string(&path)
+        .unwrap()
+        .replace("\"version\": 1", "\"version\": 1, \"later\": [1]")
+        .replace("\"left\": false", "\"left\": true");
     fs::write(&path, more).unwrap();
     init(data.path()).ends(0, &[]);
     assert_eq!((&record(data.path())["later"], &record(data.path())["left"]), (&serde_json::json!([1]), &false.into()));
@@ -206,8 +235,8 @@ fn a_data_folder_that_is_missing_or_a_file_is_refused_with_73_and_not_made() {
 
 #[test]
 fn files_belong_to_whom_the_data_folder_belongs() {
-    if !nix::unistd::Uid::effective().is_root() {
-        return skip("files_belong_to_whom_the_data_folder_belongs", "only root can give files away");
+    if !needs_root("files_belong_to_whom_the_data_folder_belongs") {
+        return;
     }
     let data = folder();
     nix::unistd::chown(data.path(), Some(100.into()), Some(1000.into())).unwrap();
@@ -222,7 +251,12 @@ fn files_belong_to_whom_the_data_folder_belongs() {
 fn a_volume_that_cannot_be_written_is_73_with_the_mend() {
     let test = "a_volume_that_cannot_be_written_is_73_with_the_mend";
     if nix::unistd::Uid::effective().is_root() {
-        return mounted(test, "mount -o remount,ro tmpfs DATA", 73, &["Read-only file system", "mount the volume writable"]);
+        return mounted(
+            test,
+            "mount -o remount,ro tmpfs DATA",
+            73,
+            &["Read-only file system", "mount the volume writable"],
+        );
     }
     let data = folder();
     fs::set_permissions(data.path(), Permissions::from_mode(0o500)).unwrap();
@@ -233,17 +267,24 @@ fn a_volume_that_cannot_be_written_is_73_with_the_mend() {
 #[test]
 fn a_full_volume_is_73_and_loses_nothing() {
     let test = "a_full_volume_is_73_and_loses_nothing";
-    mounted(test, "mkdir DATA/convene; dd if=/dev/zero of=DATA/filler bs=1k 2>/dev/null; true", 73, &["No space left", "free space"]);
+    mounted(
+        test,
+        "mkdir DATA/convene; dd if=/dev/zero of=DATA/filler bs=1k 2>/dev/null; true",
+        73,
+        &["No space left", "free space"],
+    );
     // With an ID that is there already: it must be there afterwards, and be used once there is room.
-    let script = format!("printf {NODE_ID} >DATA/node-id; mkdir DATA/convene; dd if=/dev/zero of=DATA/filler bs=1k 2>/dev/null; true");
+    let script = format!(
+        "printf {NODE_ID} >DATA/node-id; mkdir DATA/convene; dd if=/dev/zero of=DATA/filler bs=1k 2>/dev/null; true"
+    );
     mounted(test, &script, 73, &["No space left"]);
 }
 
 /// Runs `init` on a file system of 64 KiB of its own, after a script that damages it; the node-id that was there stays.
 #[track_caller]
 fn mounted(test: &str, damage: &str, code: i32, parts: &[&str]) {
-    if !support::skip::can_mount() {
-        return skip(test, "a mount namespace cannot be made here");
+    if !needs_unshare(test) {
+        return;
     }
     let data = folder();
     let path = data.path().to_str().unwrap();
@@ -267,11 +308,18 @@ fn killed_between_any_two_system_calls_it_never_loses_a_node_id() {
         assert!(id.as_ref().is_none_or(|id| id.len() == 36), "call {killed}: node-id is {id:?}");
         if let Ok(text) = fs::read(data.path().join("convene/record.json")) {
             let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
-            assert_eq!(record["node_id"].as_str(), id.as_deref(), "call {killed}: node-id is written before the record");
+            assert_eq!(
+                record["node_id"].as_str(),
+                id.as_deref(),
+                "call {killed}: node-id is written before the record"
+            );
         }
         if let Ok(text) = fs::read(data.path().join("convene/agent.json")) {
             serde_json::from_slice::<serde_json::Value>(&text).unwrap();
-            assert!(data.path().join("convene/record.json").exists(), "call {killed}: the record is written before the rendered file");
+            assert!(
+                data.path().join("convene/record.json").exists(),
+                "call {killed}: the record is written before the rendered file"
+            );
         }
         // A second start ends where an undisturbed one does, with the ID that was there.
         let second = init(data.path());
@@ -308,7 +356,9 @@ fn killed_at(data: &Path, call: usize) -> bool {
                 entering = !entering;
                 ptrace::syscall(pid, None).unwrap();
             }
-            WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP && signal != Signal::SIGTRAP => ptrace::syscall(pid, Some(signal)).unwrap(),
+            WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP && signal != Signal::SIGTRAP => {
+                ptrace::syscall(pid, Some(signal)).unwrap()
+            }
             _ => ptrace::syscall(pid, None).unwrap(),
         }
     }
@@ -318,11 +368,22 @@ fn killed_at(data: &Path, call: usize) -> bool {
 fn stopped(data: &Path) -> Child {
     let mut command = Command::new("sh");
     command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_convene")]).args(words(data));
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let child = command.spawn().unwrap();
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     while !matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap(), WaitStatus::Stopped(_, Signal::SIGSTOP)) {}
-    ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL).unwrap();
+    ptrace::seize(
+        pid,
+        ptrace::Options::PTRACE_O_TRACESYSGOOD
+            | ptrace::Options::PTRACE_O_TRACEEXEC
+            | ptrace::Options::PTRACE_O_EXITKILL,
+    )
+    .unwrap();
     kill(pid, Signal::SIGCONT).unwrap();
     loop {
         match waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap() {

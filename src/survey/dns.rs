@@ -71,6 +71,12 @@ pub enum LookupError {
         /// What was wrong.
         reason: String,
     },
+    /// An alias without an address behind it.
+    #[error("could not resolve {name}: it is an alias that leads to no address (a loop, perhaps)")]
+    Alias {
+        /// The name.
+        name: String,
+    },
     /// Not a name.
     #[error("{name} is not a DNS name")]
     NotAName {
@@ -135,7 +141,7 @@ impl Dns {
     pub async fn targets(&self, name: &str) -> Result<Vec<String>, LookupError> {
         let mut problem = None;
         for absolute in self.completions(name) {
-            match self.records(&absolute, RecordType::SRV).await {
+            match self.records(&absolute, RecordType::SRV).await.map(Option::unwrap_or_default) {
                 Ok(found) if found.is_empty() => {}
                 Ok(found) if found.len() > MAX_ADDRESSES => {
                     return Err(LookupError::TooMany { name: absolute, count: found.len() });
@@ -172,13 +178,14 @@ impl Dns {
         let (v4, v6) = tokio::join!(self.records(name, RecordType::A), self.records(name, RecordType::AAAA));
         let mut problem = None;
         let mut found = BTreeSet::new();
+        let mut exists = false;
         for answer in [v4, v6] {
             match answer {
-                Ok(records) => found.extend(records.iter().filter_map(|data| match data {
-                    RData::A(a) => Some(IpAddr::V4(a.0)),
-                    RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
-                    _ => None,
-                })),
+                Ok(None) => {}
+                Ok(Some(records)) => {
+                    exists = true;
+                    found.extend(records.iter().filter_map(address));
+                }
                 Err(error) => problem = Some(error),
             }
         }
@@ -186,12 +193,21 @@ impl Dns {
             return Err(LookupError::TooMany { name: name.to_owned(), count: found.len() });
         }
         match problem {
-            Some(error) if found.is_empty() => Err(error),
-            _ => Ok(found.into_iter().collect()),
+            Some(error) if found.is_empty() => return Err(error),
+            _ => {}
         }
+        // A name that exists without addresses is empty, but an alias without them is broken.
+        if found.is_empty()
+            && exists
+            && self.records(name, RecordType::CNAME).await?.is_some_and(|aliases| !aliases.is_empty())
+        {
+            return Err(LookupError::Alias { name: name.trim_end_matches('.').to_owned() });
+        }
+        Ok(found.into_iter().collect())
     }
 
-    async fn records(&self, name: &str, kind: RecordType) -> Result<Vec<RData>, LookupError> {
+    /// The records of a kind; `None` when the name does not exist.
+    async fn records(&self, name: &str, kind: RecordType) -> Result<Option<Vec<RData>>, LookupError> {
         let owned = || name.trim_end_matches('.').to_owned();
         let Some(resolver) = &self.resolver else {
             return Err(LookupError::NoNameserver { name: owned(), why: self.problem.clone() });
@@ -200,14 +216,13 @@ impl Dns {
         let silent = || LookupError::Silent { name: owned(), servers: self.servers.clone(), waited: self.timeout };
         match tokio::time::timeout(self.timeout, resolver.lookup(absolute, kind)).await {
             Err(_) => Err(silent()),
-            Ok(Ok(lookup)) => Ok(lookup
-                .answers()
-                .iter()
-                .map(|record| record.data.clone())
-                .filter(|data| data.record_type() == kind)
-                .collect()),
+            Ok(Ok(lookup)) => {
+                let all = lookup.answers().iter().map(|record| record.data.clone());
+                Ok(Some(all.filter(|data| data.record_type() == kind).collect()))
+            }
             Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => match none.response_code {
-                ResponseCode::NoError | ResponseCode::NXDomain => Ok(Vec::new()),
+                ResponseCode::NXDomain => Ok(None),
+                ResponseCode::NoError => Ok(Some(Vec::new())),
                 code => Err(LookupError::Code {
                     name: owned(),
                     servers: self.servers.clone(),
@@ -224,6 +239,14 @@ impl Dns {
                 reason: error.to_string().replace('\n', " "),
             }),
         }
+    }
+}
+
+fn address(data: &RData) -> Option<IpAddr> {
+    match data {
+        RData::A(a) => Some(a.0.into()),
+        RData::AAAA(aaaa) => Some(aaaa.0.into()),
+        _ => None,
     }
 }
 

@@ -32,7 +32,10 @@ impl Convene {
     }
 
     fn of(mut command: Command) -> Self {
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("CONVENE_LOG_FORMAT", "plain");
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("CONVENE_LOG_FORMAT", "plain");
         command.stdin(Stdio::null());
         Self(command)
     }

@@ -1,0 +1,448 @@
+//! Looking at who is there, against DNS and HTTP servers on real sockets that answer well, badly, or not at all.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use hickory_proto::rr::RecordType;
+use serde_json::Value;
+use std::net::IpAddr;
+use support::dns::{Answer, ScriptedDns};
+use support::http::{Call, Reply, ScriptedHttp};
+use support::net::{LoopbackBlock, loopback_block};
+use support::port::OpenPort;
+use support::program::{Convene, Ended};
+
+/// A server's agent at `block.2`, `.3`, …: its server port is open, its HTTP API is scripted.
+struct Server {
+    _port: OpenPort,
+    http: ScriptedHttp,
+}
+
+impl Server {
+    fn at(block: &LoopbackBlock, host: u8) -> Self {
+        Self { _port: OpenPort::at(&block.at(host, 8300)), http: ScriptedHttp::at(&block.at(host, 8500)) }
+    }
+
+    fn reporting(block: &LoopbackBlock, host: u8, leader: &str, peers: &str) -> Self {
+        let server = Self::at(block, host);
+        server.http.always(Call::get("/v1/status/leader", Reply::ok(leader)));
+        server.http.always(Call::get("/v1/status/peers", Reply::ok(peers)));
+        server
+    }
+
+    fn never_formed(block: &LoopbackBlock, host: u8) -> Self {
+        Self::reporting(block, host, "\"\"", "[]")
+    }
+}
+
+fn ips(block: &LoopbackBlock, hosts: &[u8]) -> Vec<IpAddr> {
+    hosts.iter().map(|host| block.ip(*host).into()).collect()
+}
+
+fn discover(dns: &ScriptedDns, source: &str, more: &[&str]) -> Ended {
+    Convene::new(["discover", "--format=json", "--discover-timeout=500ms", "--discover", source])
+        .words([format!("--nameserver={}", dns.addr())])
+        .words(["--resolv-conf=/does/not/exist"])
+        .words(more)
+        .run()
+}
+
+fn json(ended: &Ended) -> Value {
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// Name and verdict of every other server.
+fn verdicts(ended: &Ended) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    json(ended)["servers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|server| (text(&server["name"]), text(&server["verdict"])))
+        .collect()
+}
+
+const NAME: &str = "consul.prod.svc.cluster.local.";
+
+#[test]
+fn a_headless_name_gives_every_server_behind_it_by_a_and_aaaa() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2, 3])));
+    dns.set(NAME, RecordType::AAAA, Answer::Addresses(vec!["::1".parse().unwrap()]));
+    let (_two, _three) = (Server::never_formed(&block, 2), Server::never_formed(&block, 3));
+    let seen = discover(&dns, "dns:consul.prod.svc", &[]);
+    let addresses = [block.ip(2).to_string(), block.ip(3).to_string()];
+    let never_formed = || "never formed".to_owned();
+    let [two, three] = addresses;
+    assert_eq!(
+        verdicts(&seen),
+        [(two, never_formed()), (three, never_formed()), ("::1".to_owned(), "absent".to_owned())]
+    );
+    assert_eq!(json(&seen)["sources"][0]["named"], 3);
+}
+
+#[test]
+fn a_truncated_answer_is_asked_again_by_tcp() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set(NAME, RecordType::A, Answer::Truncated(Box::new(Answer::Addresses(ips(&block, &[2])))));
+    dns.set(NAME, RecordType::AAAA, Answer::NoData);
+    let _two = Server::never_formed(&block, 2);
+    assert_eq!(verdicts(&discover(&dns, &format!("dns:{NAME}"), &[])).len(), 1);
+    assert!(dns.asked(NAME, RecordType::A, support::dns::Transport::Tcp) > 0);
+}
+
+#[test]
+fn srv_records_give_their_targets_addresses() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set(
+        "_serf._tcp.consul.",
+        RecordType::SRV,
+        Answer::Srv(vec![("a.consul.".to_owned(), 8301), ("b.consul.".to_owned(), 8301)]),
+    );
+    for (name, host) in [("a.consul.", 2), ("b.consul.", 3)] {
+        dns.set(name, RecordType::A, Answer::Addresses(ips(&block, &[host])));
+        dns.set(name, RecordType::AAAA, Answer::NoData);
+    }
+    let (_two, _three) = (Server::never_formed(&block, 2), Server::never_formed(&block, 3));
+    assert_eq!(verdicts(&discover(&dns, "srv:_serf._tcp.consul.", &[])).len(), 2);
+}
+
+#[test]
+fn a_short_name_is_completed_from_resolv_conf_as_a_pods_resolver_would() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set("consul.prod.svc.k8s.example.", RecordType::A, Answer::Addresses(ips(&block, &[2])));
+    dns.set("consul.prod.svc.k8s.example.", RecordType::AAAA, Answer::NoData);
+    let _two = Server::never_formed(&block, 2);
+    let folder = tempfile::tempdir().unwrap();
+    let conf = folder.path().join("resolv.conf");
+    std::fs::write(&conf, "search prod.svc.k8s.example svc.k8s.example k8s.example\nnameserver 127.255.255.252\n")
+        .unwrap();
+    let seen = Convene::new(["discover", "--format=netaddrs", "--discover=dns:consul"])
+        .words([format!("--nameserver={}", dns.addr()), format!("--resolv-conf={}", conf.display())])
+        .run();
+    assert_eq!((seen.code, seen.stdout), (0, format!("{}\n", block.ip(2))));
+}
+
+#[test]
+fn the_others_of_a_statefulset_are_computed_and_asked_by_absolute_names() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    for (ordinal, host) in [(1, 3), (2, 4)] {
+        let name = format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local.");
+        dns.set(&name, RecordType::A, Answer::Addresses(ips(&block, &[host])));
+        dns.set(&name, RecordType::AAAA, Answer::NoData);
+    }
+    let _three = Server::never_formed(&block, 3);
+    let seen = Convene::new(["discover", "--format=json", "--expect=3", "--resolv-conf=/does/not/exist"])
+        .words([format!("--nameserver={}", dns.addr())])
+        .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod POD_IP=127.0.0.1")
+        .run();
+    assert_eq!(
+        verdicts(&seen),
+        [
+            ("consul-server-1".to_owned(), "never formed".to_owned()),
+            ("consul-server-2".to_owned(), "absent".to_owned())
+        ]
+    );
+    assert!(
+        dns.log()
+            .iter()
+            .all(|asked| asked.name.ends_with("svc.cluster.local.") || asked.name.ends_with("svc.cluster.local")),
+        "no search list"
+    );
+}
+
+#[test]
+fn self_is_never_among_the_others() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2, 3])));
+    dns.set(NAME, RecordType::AAAA, Answer::NoData);
+    let (_two, _three) = (Server::never_formed(&block, 2), Server::never_formed(&block, 3));
+    let seen = discover(&dns, &format!("dns:{NAME}"), &["--advertise", &block.ip(2).to_string()]);
+    assert_eq!(verdicts(&seen), [(block.ip(3).to_string(), "never formed".to_owned())]);
+    let by_hand =
+        discover(&dns, &format!("static:{},{}", block.ip(2), block.ip(3)), &["--advertise", &block.ip(2).to_string()]);
+    assert_eq!(verdicts(&by_hand).len(), 1);
+}
+
+#[test]
+fn servers_that_only_the_raft_peers_name_are_asked_too() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let (two, three) = (block.at(2, 8300), block.at(3, 8300));
+    let peers = format!("[\"{two}\",\"{three}\"]");
+    let _both = [2, 3].map(|host| Server::reporting(&block, host, &format!("\"{two}\""), &peers));
+    let seen = discover(&dns, &format!("static:{}", block.ip(2)), &[]);
+    let formed = || "formed".to_owned();
+    assert_eq!(verdicts(&seen), [(block.ip(2).to_string(), formed()), (block.ip(3).to_string(), formed())]);
+    assert_eq!(json(&seen)["servers"][1]["leader"], two.as_str());
+}
+
+#[test]
+fn an_address_without_a_server_port_is_no_server() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let client = ScriptedHttp::at(&block.at(2, 8500));
+    dns.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2])));
+    dns.set(NAME, RecordType::AAAA, Answer::NoData);
+    let seen = Convene::new(["discover", "--format=netaddrs", "--discover", &format!("dns:{NAME}")])
+        .words([format!("--nameserver={}", dns.addr())])
+        .run();
+    seen.ends(69, &["no server was found", "absent", "refuses the server port"]);
+    assert!(seen.stderr.len() <= 1024);
+    client.finish();
+}
+
+#[test]
+fn an_agent_that_answers_nonsense_is_unknown_with_the_reason() {
+    for (reply, part) in [
+        (Reply::Html, "something that is not Consul's"),
+        (Reply::Redirect("http://127.0.0.1:1/".to_owned()), "redirect to http://127.0.0.1:1/"),
+        (Reply::Endless, "more than 1 MiB"),
+        (Reply::Close, "could not ask"),
+        (Reply::CutShort("\"\"".to_owned()), "could not ask"),
+        (Reply::Json(500, "rpc error".to_owned()), "answered 500: rpc error"),
+        (Reply::ok("\"nowhere\""), "an address was expected"),
+        (Reply::ok("{}"), "something that is not Consul's"),
+        (Reply::Nothing, "did not answer within 2000 ms"),
+    ] {
+        let (block, dns) = (loopback_block(), ScriptedDns::zone());
+        let server = Server::at(&block, 2);
+        server.http.always(Call::get("/v1/status/leader", reply));
+        server.http.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+        let seen = discover(&dns, &format!("static:{}", block.ip(2)), &[]);
+        let why = json(&seen)["servers"][0].clone();
+        assert_eq!(why["verdict"], "unknown", "{part}");
+        assert!(why["why"].as_str().unwrap().contains(part), "{part} is not in {why}");
+        assert!(server.http.streamed() < 100 << 20, "it must hang up");
+    }
+}
+
+#[test]
+fn an_agent_whose_api_cannot_be_reached_is_unknown_and_the_cure_is_named() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let _open = OpenPort::at(&block.at(2, 8300));
+    let seen = discover(&dns, &format!("static:{}", block.ip(2)), &[]);
+    let why = json(&seen)["servers"][0]["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("refuses the connection") && why.contains("client_addr"), "{why}");
+}
+
+#[test]
+fn an_error_is_not_an_empty_answer() {
+    for (answer, part) in [
+        (Answer::ServFail, "answered Server Failure"),
+        (Answer::Refused, "answered Query Refused"),
+        (Answer::Silence, "no answer"),
+        (Answer::GarbageAfterId(vec![0xff; 40]), "could not resolve"),
+        (Answer::Garbage(vec![0xff; 40]), "could not resolve"),
+        (Answer::CnameLoop, "could not resolve"),
+    ] {
+        let dns = ScriptedDns::zone();
+        dns.set_all(NAME, &answer);
+        let seen = discover(&dns, &format!("dns:{NAME}"), &[]);
+        assert_eq!(seen.code, 69, "{answer:?}: {}", seen.stdout);
+        seen.ends(69, &[&format!("source dns:{NAME} failed"), part]);
+    }
+    let dns = ScriptedDns::zone();
+    assert_eq!(
+        verdicts(&discover(&dns, &format!("dns:{NAME}"), &[])),
+        [],
+        "a name that does not exist is an empty answer"
+    );
+}
+
+#[test]
+fn a_name_of_thousands_of_addresses_is_refused() {
+    let dns = ScriptedDns::zone();
+    let four = (0..3000u32).map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes())).collect();
+    let six = (0..2000u128).map(|n| IpAddr::from((0xfd00 << 112 | n).to_be_bytes())).collect();
+    dns.set(NAME, RecordType::A, Answer::Truncated(Box::new(Answer::Addresses(four))));
+    dns.set(NAME, RecordType::AAAA, Answer::Truncated(Box::new(Answer::Addresses(six))));
+    let seen = discover(&dns, &format!("dns:{NAME}"), &["--discover-timeout=5s"]);
+    assert_eq!(seen.code, 64, "a flag is given once");
+    let seen = Convene::new(["discover", "--discover", &format!("dns:{NAME}")])
+        .words([format!("--nameserver={}", dns.addr())])
+        .run();
+    seen.ends(69, &["has 5000 addresses", "at most 256", "no headless Service"]);
+}
+
+#[test]
+fn every_nameserver_is_asked_before_a_name_counts_as_unknown() {
+    let (block, knows, knows_not) = (loopback_block(), ScriptedDns::zone(), ScriptedDns::zone());
+    knows.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2])));
+    knows.set(NAME, RecordType::AAAA, Answer::NoData);
+    knows_not.set_all("broken.", &Answer::ServFail);
+    let _two = Server::never_formed(&block, 2);
+    let seen = Convene::new(["discover", "--format=netaddrs", "--discover", &format!("dns:{NAME}")])
+        .words([format!("--nameserver={},{}", knows_not.addr(), knows.addr())])
+        .run();
+    assert_eq!((seen.code, seen.stdout), (0, format!("{}\n", block.ip(2))));
+}
+
+#[test]
+fn without_a_nameserver_the_source_fails_and_says_what_to_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("resolv.conf");
+    std::fs::write(&empty, "").unwrap();
+    let ask = |conf: &str| Convene::new(["discover", "--discover=dns:consul.example.", "--resolv-conf", conf]).run();
+    ask("/does/not/exist").ends(69, &["could not read /does/not/exist", "give --nameserver ADDR:PORT"]);
+    ask(empty.to_str().unwrap()).ends(69, &["names no nameserver", "give --nameserver ADDR:PORT"]);
+}
+
+#[test]
+fn one_source_may_fail_alone() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    dns.set_all(NAME, &Answer::ServFail);
+    let _two = Server::never_formed(&block, 2);
+    let seen = json(&discover(&dns, &format!("dns:{NAME};static:{}", block.ip(2)), &[]));
+    assert!(seen["sources"][0]["error"].as_str().unwrap().contains("Server Failure"));
+    assert_eq!((&seen["sources"][1]["named"], &seen["servers"][0]["verdict"]), (&1.into(), &"never formed".into()));
+}
+
+#[test]
+fn the_table_shows_servers_and_sources() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let _two = Server::never_formed(&block, 2);
+    let seen = Convene::new(["discover", "--discover", &format!("static:{},{}", block.ip(2), block.ip(3))])
+        .words([format!("--nameserver={}", dns.addr())])
+        .run();
+    let lines: Vec<&str> = seen.stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("SERVER ")
+            && lines[1].ends_with("never formed")
+            && lines[2].contains("absent: ")
+            && lines[3].starts_with("source static:"),
+        "{}",
+        seen.stdout
+    );
+}
+
+/// A start with an empty disk: what it ends in, given what DNS and the agents answer.
+fn start(data: &std::path::Path, dns: &ScriptedDns, source: &str, own: &str, more: &[&str]) -> Ended {
+    Convene::new([
+        "init",
+        "--role=server",
+        "--node-name=s1",
+        "--expect=3",
+        "--discover-timeout=300ms",
+        "--wait=0s",
+        "--resolv-conf=/does/not/exist",
+        "--discover",
+        source,
+        "--advertise",
+        own,
+    ])
+    .words([format!("--nameserver={}", dns.addr()), format!("--data-dir={}", data.display())])
+    .words(more)
+    .run()
+}
+
+fn rendered(data: &std::path::Path) -> Value {
+    serde_json::from_slice(&std::fs::read(data.join("convene/agent.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn nothing_is_founded_while_a_source_fails() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    dns.set_all(NAME, &Answer::ServFail);
+    let ended = start(data.path(), &dns, &format!("dns:{NAME}"), &block.ip(1).to_string(), &[]);
+    ended.ends(75, &["rule 8", "an error is not an empty answer"]);
+    assert!(!data.path().join("node-id").exists(), "nothing is written before it is decided");
+}
+
+#[test]
+fn an_empty_server_joins_a_formed_cluster_without_an_expect_and_waits_while_it_is_listed() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    let leader = format!("\"{}\"", block.at(2, 8300));
+    let own = block.ip(1).to_string();
+    {
+        let listed = format!("[\"{}\",\"{}\"]", block.at(1, 8300), block.at(2, 8300));
+        let _two = Server::reporting(&block, 2, &leader, &listed);
+        start(data.path(), &dns, &format!("static:{}", block.ip(2)), &own, &[])
+            .ends(75, &["rule 5", "still lists our address", "remove-peer"]);
+    }
+    let _two = Server::reporting(&block, 2, &leader, &format!("[\"{}\"]", block.at(2, 8300)));
+    start(data.path(), &dns, &format!("static:{}", block.ip(2)), &own, &[]).ends(0, &[]);
+    let agent = rendered(data.path());
+    assert_eq!(
+        (agent.get("bootstrap_expect"), &agent["retry_join"]),
+        (None, &serde_json::json!([block.ip(2).to_string()]))
+    );
+}
+
+#[test]
+fn a_server_with_data_starts_although_dns_and_all_peers_are_silent() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    dns.set_all(NAME, &Answer::Silence);
+    std::fs::create_dir_all(data.path().join("raft/wal")).unwrap();
+    let ended = start(data.path(), &dns, &format!("dns:{NAME}"), &block.ip(1).to_string(), &[]);
+    ended.ends(0, &[]);
+    assert!(ended.stderr.contains("rule=4"), "{}", ended.stderr);
+    assert_eq!(rendered(data.path())["bootstrap_expect"], 3, "the formation may have been interrupted");
+}
+
+#[test]
+fn a_flapping_answer_never_shrinks_what_is_known() {
+    let (block, data) = (loopback_block(), tempfile::tempdir().unwrap());
+    let dns = ScriptedDns::zone();
+    dns.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2])));
+    dns.set(NAME, RecordType::AAAA, Answer::NoData);
+    // The name's address answers as a formed server that still lists us, so convene waits and looks again and again.
+    let listed = format!("[\"{}\",\"{}\"]", block.at(1, 8300), block.at(2, 8300));
+    let server = Server::reporting(&block, 2, &format!("\"{}\"", block.at(2, 8300)), &listed);
+    let waiting = Convene::new([
+        "init",
+        "--role=server",
+        "--node-name=s1",
+        "--expect=3",
+        "--discover-timeout=300ms",
+        "--wait=60s",
+        "--resolv-conf=/does/not/exist",
+    ])
+    .words([format!("--discover=dns:{NAME}"), format!("--advertise={}", block.ip(1))])
+    .words([format!("--nameserver={}", dns.addr()), format!("--data-dir={}", data.path().display())])
+    .spawn();
+    server.http.wait_for("/v1/status/peers", 1);
+    for answer in [Answer::NxDomain, Answer::Refused, Answer::Silence, Answer::ServFail, Answer::NoData] {
+        let asked = server.http.requests().len();
+        dns.set(NAME, RecordType::A, answer);
+        // Two surveys, of two questions each, one of them begun after the change.
+        server.http.wait_for("/v1/status/peers", asked / 2 + 3);
+    }
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(waiting.id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    let ended = Ended::of(waiting.wait_with_output().unwrap());
+    assert_eq!(ended.code, 143, "{}", ended.stderr);
+    assert!(!ended.stderr.contains("rule=8"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_term_while_waiting_ends_at_once_with_143_and_nothing_written() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    dns.set_all(NAME, &Answer::Silence);
+    let waiting = Convene::new([
+        "run",
+        "--node-name=s1",
+        "--discover-timeout=60s",
+        "--resolv-conf=/does/not/exist",
+        "--expect=3",
+    ])
+    .words([
+        format!("--discover=dns:{NAME}"),
+        format!("--advertise={}", block.ip(1)),
+        format!("--nameserver={}", dns.addr()),
+    ])
+    .words([format!("--data-dir={}", data.path().display())])
+    .words(["--", "consul", "agent", "-server"])
+    .spawn();
+    dns.wait_for(NAME, RecordType::A, 1);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(waiting.id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    let ended = Ended::of(waiting.wait_with_output().unwrap());
+    assert_eq!(ended.code, 143, "{}", ended.stderr);
+    assert!(!data.path().join("node-id").exists());
+}
