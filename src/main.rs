@@ -12,9 +12,11 @@ use convene::exit::{Code, Failure};
 use convene::init::{settings_failure, volume_failure};
 use convene::run::pid1::{self, Signals};
 use convene::run::{STRAGGLERS, Task, prepare_or_stop, run, start_failure};
-use convene::settings::command::AgentCommand;
+use convene::settings::command::{AgentCommand, TAKEN_OUT};
 use convene::settings::read::{Env, Reader, SettingsError};
-use convene::settings::{DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, unknown_variables};
+use convene::settings::{
+    DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out, unknown_variables,
+};
 use convene::stop::leave::Leaver;
 use convene::stop::{Busy, deadline, note_left};
 use convene::survey::Surveyor;
@@ -119,10 +121,15 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
         return pid1::plain(signals, &args.command, STRAGGLERS).await.map_err(|error| start_failure(&error));
     }
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
-    let command = AgentCommand::read(&args.command, reader.env)
-        .map_err(|error| usage(&SettingsError::Command(error.to_string())))?;
-    let node =
-        Node::read(reader, &args.common, &args.survey, &args.node, command.as_ref()).map_err(|error| usage(&error))?;
+    let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
+    let mut command = command.map_err(|error| Failure::from_error(Code::Usage, &error))?;
+    // A CMD that names the rendered file itself would feed us what we wrote the last time.
+    let rendered = config_out(reader, &args.common, &args.node, command.as_ref()).map_err(|error| usage(&error))?;
+    if let Some(command) = &mut command {
+        command.forget(&rendered);
+    }
+    let node = Node::read(reader, &args.common, &args.survey, &args.node, command.as_ref());
+    let node = node.map_err(|error| usage(&error))?;
     let task = task(&node, args.command, command.as_ref(), exec)?;
     run(signals, &node, stop, task).await
 }
@@ -136,12 +143,15 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
     for warning in command.warnings() {
         warn!("{warning}");
     }
-    let contradictions = command.contradictions(&node.wanted());
+    let node_id = record::Volume::open(&node.local.data_dir, false).ok().and_then(|volume| volume.read().ok()?.node_id);
+    let node_id = node_id.map(|id| id.to_string());
+    let contradictions = command.contradictions(&node.wanted(node_id.as_deref()));
     if !contradictions.is_empty() {
         let lines: Vec<String> = contradictions.iter().map(ToString::to_string).collect();
-        return Err(usage(&SettingsError::Command(lines.join("; "))));
+        return Err(usage(&SettingsError::Command(format!("CMD cannot stay as it is: {}", lines.join("; ")))));
     }
-    Ok(Task { command: command.with_config_file(&node.config_out), exec, binds: command.facts().bind_addr.is_some() })
+    let words = command.without(&TAKEN_OUT, &node.config_out);
+    Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some() })
 }
 
 async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failure> {

@@ -12,7 +12,7 @@ pub mod source;
 
 use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
 use crate::log;
-use command::{AgentCommand, Facts, Wanted};
+use command::{AgentCommand, Facts, Place, Wanted};
 use http::{Endpoint, HTTP_PORT, HTTPS_PORT, Http};
 use read::{Reader, SettingsError, nearest};
 use resolv::{DEFAULT_CLUSTER_DOMAIN, Resolving};
@@ -284,12 +284,10 @@ impl Node {
             ));
         }
         let survey = Survey::read(reader, survey, &local, role, command.map(AgentCommand::facts))?;
-        let config_out =
-            reader.text(&node.config_out).map_or_else(|| local.data_dir.join("convene/agent.json"), PathBuf::from);
         Ok(Self {
             role,
             survey,
-            config_out,
+            config_out: config_out(reader, common, node, command)?,
             create_data_dir: reader.boolean("create_data_dir", &node.create_data_dir)?,
             wait: reader.duration("wait", &node.wait, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600))?,
             local,
@@ -298,9 +296,16 @@ impl Node {
 }
 
 impl Node {
-    /// What CMD must not contradict.
-    pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { server: self.role == Role::Server, advertise: self.local.advertise, node_name: &self.local.node_name }
+    /// What CMD must not contradict. `node_id` is the one on the volume, if there is one already.
+    pub fn wanted<'a>(&'a self, node_id: Option<&'a str>) -> Wanted<'a> {
+        Wanted {
+            node_id,
+            data_dir: &self.local.data_dir,
+            rendered: &self.config_out,
+            server: self.role == Role::Server,
+            advertise: self.local.advertise,
+            node_name: Some(&self.local.node_name),
+        }
     }
 }
 
@@ -401,6 +406,25 @@ impl fmt::Display for Role {
     }
 }
 
+/// Where the rendered file goes.
+///
+/// # Errors
+/// [`SettingsError::Conflict`]: two data folders.
+pub fn config_out(
+    reader: Reader<'_>,
+    common: &CommonArgs,
+    node: &NodeArgs,
+    command: Option<&AgentCommand>,
+) -> Result<PathBuf, SettingsError> {
+    match reader.text(&node.config_out) {
+        Some(given) => Ok(given.into()),
+        None => Ok(data_dir(reader, common, command)?.join(DEFAULT_CONFIG_OUT)),
+    }
+}
+
+/// Below the data folder.
+pub const DEFAULT_CONFIG_OUT: &str = "convene/agent.json";
+
 // === the single values ===
 
 fn missing(what: &str, mend: &str) -> SettingsError {
@@ -439,7 +463,7 @@ fn data_dir(reader: Reader<'_>, args: &CommonArgs, command: Option<&AgentCommand
     match (own, said) {
         (Some(own), Some(said)) if own != said.value => Err(SettingsError::Conflict {
             what: format!(
-                "{} is {} but {} is {}",
+                "{} is {} but CMD\'s {} is {}",
                 reader.places.of("data_dir"),
                 own.display(),
                 said.place,
@@ -487,19 +511,18 @@ fn advertise(
     }
     // A go-sockaddr template is Consul's to work out; nothing is rendered over it.
     if let Some(theirs) = said.and_then(|said| said.advertise_addr.as_ref()) {
-        return Ok(theirs.value.ip());
+        return Ok(theirs.value);
     }
     Ok(said.and_then(bind_address).or_else(|| pod_ips.first().copied()))
 }
 
 fn bind_address(said: &Facts) -> Option<IpAddr> {
-    let bind: IpAddr = value(&said.bind_addr)?.parse().ok()?;
-    (!bind.is_unspecified()).then_some(bind)
+    value(&said.bind_addr)?.filter(|bind| !bind.is_unspecified())
 }
 
 /// Where CMD makes the own agent's HTTP API listen, if that is one plain address.
 fn listening(said: &Facts) -> Option<Endpoint> {
-    let http = value(&said.addresses_http).or_else(|| value(&said.client_addr));
+    let http = value(&said.http_addr).or_else(|| value(&said.client_addr));
     let first = http.as_deref().and_then(|all| all.split_ascii_whitespace().next().map(str::to_owned));
     let first = first.unwrap_or_else(|| "127.0.0.1".to_owned());
     if let Some(path) = first.strip_prefix("unix://") {
@@ -509,8 +532,8 @@ fn listening(said: &Facts) -> Option<Endpoint> {
     if ip.is_unspecified() {
         ip = if ip.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
     }
-    let plain = value(&said.port_http).unwrap_or(i64::from(HTTP_PORT));
-    let over_tls = value(&said.port_https).unwrap_or(-1);
+    let plain = value(&said.ports.http).unwrap_or(i32::from(HTTP_PORT));
+    let over_tls = value(&said.ports.https).unwrap_or(-1);
     let (tls, port) = if plain > 0 { (false, plain) } else { (true, over_tls) };
     u16::try_from(port).ok().filter(|port| *port > 0).map(|port| Endpoint::tcp(tls, ip, port))
 }
@@ -521,19 +544,19 @@ fn peer_ports(
     said: Option<&Facts>,
     tls: bool,
 ) -> Result<PeerPorts, SettingsError> {
-    let of = |said: Option<i64>, default: u16| {
+    let of = |said: Option<i32>, default: u16| {
         said.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(default)
     };
     let http = match (tls, said) {
-        (false, said) => of(said.and_then(|said| value(&said.port_http)), HTTP_PORT),
-        (true, said) => of(said.and_then(|said| value(&said.port_https)), HTTPS_PORT),
+        (false, said) => of(said.and_then(|said| value(&said.ports.http)), HTTP_PORT),
+        (true, said) => of(said.and_then(|said| value(&said.ports.https)), HTTPS_PORT),
     };
     Ok(PeerPorts {
         http: reader.port("peer_http_port", &args.peer_http_port)?.unwrap_or(http),
         server: reader
             .port("server_port", &args.server_port)?
-            .unwrap_or_else(|| of(said.and_then(|said| value(&said.port_server)), SERVER_PORT)),
-        serf: of(said.and_then(|said| value(&said.port_serf_lan)), SERF_PORT),
+            .unwrap_or_else(|| of(said.and_then(|said| value(&said.ports.server)), SERVER_PORT)),
+        serf: of(said.and_then(|said| value(&said.ports.serf_lan)), SERF_PORT),
     })
 }
 
@@ -578,8 +601,10 @@ fn sources(
     if sources.is_empty() && computed {
         sources.push(Source::StatefulSet);
     }
-    for join in said.map(Facts::joins).unwrap_or_default() {
-        let source = Source::from_retry_join(&join.place.to_string(), &join.value)?;
+    // What a file joins cannot be taken out and is refused later; only CMD's own flags are sources.
+    let joins = said.into_iter().flat_map(|said| said.retry_join.iter().chain(&said.start_join));
+    for join in joins.filter(|join| matches!(join.place, Place::Flag(_))) {
+        let source = Source::from_retry_join(&format!("CMD's {}", join.place), &join.value)?;
         if !sources.contains(&source) {
             sources.push(source);
         }
@@ -609,11 +634,14 @@ fn numbers(
     said: Option<&Facts>,
 ) -> Result<(Option<u32>, Option<u32>), SettingsError> {
     let own = reader.number("expect", &args.expect, 1..=MAX_SERVERS)?;
+    // One in a file cannot be taken out and is refused later.
     let theirs = said.and_then(|said| said.bootstrap_expect.as_ref());
+    let theirs = theirs.filter(|said| matches!(said.place, Place::Flag(_)));
     if let Some(theirs) = theirs {
-        read::number(&theirs.place.to_string(), &theirs.value.to_string(), 1..=MAX_SERVERS)?;
+        read::number(&format!("CMD's {}", theirs.place), &theirs.value.to_string(), 1..=MAX_SERVERS)?;
     }
-    let theirs = theirs.and_then(|said| u32::try_from(said.value).ok().map(|value| (value, said.place.to_string())));
+    let theirs =
+        theirs.and_then(|said| u32::try_from(said.value).ok().map(|value| (value, format!("CMD's {}", said.place))));
     let (expect, place) = match (own, theirs) {
         (Some(own), Some((theirs, place))) if own != theirs => {
             return Err(SettingsError::Conflict {

@@ -44,7 +44,6 @@ fn a_wrong_value_is_64_and_names_flag_value_and_what_is_allowed() {
         (["--discover-timeout=2h"], ["--discover-timeout: \"2h\"", "from 100 ms to 60.0 s"]),
         (["--nameserver=ns1.example"], ["--nameserver: \"ns1.example\"", "ADDR:PORT"]),
         (["--cluster-domain=a b"], ["--cluster-domain: \"a b\"", "no spaces"]),
-        (["--advertise=0.0.0.0"], ["--advertise: \"0.0.0.0\"", "that others can reach"]),
         (["--peer-http-port=0"], ["--peer-http-port: \"0\"", "from 1 to 65535"]),
         (["--server-port=70000"], ["--server-port: \"70000\"", "from 1 to 65535"]),
         (["--wait=soon"], ["--wait: \"soon\"", "a duration with its unit"]),
@@ -83,6 +82,9 @@ fn a_misspelt_variable_is_a_warning_with_the_nearest_right_spelling() {
 fn a_misspelt_flag_or_command_is_64_with_the_nearest_right_spelling() {
     init(&["--expct=3"]).run().ends(64, &["--expct", "--expect", "convene --help"]);
     Convene::new(["init", "--role=srever"]).run().ends(64, &["--role: \"srever\"", "did you mean \"server\"?"]);
+    Convene::new(["init", "--role=server", "--advertise=0.0.0.0"])
+        .run()
+        .ends(64, &["--advertise: \"0.0.0.0\"", "that others can reach"]);
     init(&["--role=server"]).run().ends(64, &["--role", "multiple times"]);
     Convene::new(["innit"]).run().ends(64, &["innit", "init"]);
     Convene::new([""; 0]).run().ends(64, &["init, run, leave, check, discover, install"]);
@@ -142,9 +144,12 @@ fn an_expect_of_one_beside_another_server_is_refused_with_64() {
 #[test]
 fn cmd_that_contradicts_the_decision_is_64_with_flag_and_mend() {
     for (words, parts) in [
-        (vec!["consul", "agent", "-server", "-client=0.0.0.0", "-bootstrap"], vec!["CMD's -bootstrap", "take it out"]),
-        (vec!["consul", "agent", "-server", "-client=0.0.0.0", "-dev"], vec!["CMD's -dev"]),
-        (vec!["consul", "agent", "-server", "-client=0.0.0.0", "-node-id=x"], vec!["CMD's -node-id", "node-id"]),
+        (
+            vec!["consul", "agent", "-server", "-client=0.0.0.0", "-bootstrap"],
+            vec!["CMD cannot stay", "-bootstrap is true", "remove it"],
+        ),
+        (vec!["consul", "agent", "-server", "-client=0.0.0.0", "-dev"], vec!["-dev is true"]),
+        (vec!["consul", "agent", "-server", "-client=0.0.0.0", "-node-id=x"], vec!["-node-id is x", "node-id"]),
         (
             vec!["consul", "agent", "-server", "-client=0.0.0.0", "-data-dir=/other"],
             vec!["--data-dir is /does/not/exist but CMD's -data-dir is /other", "once"],

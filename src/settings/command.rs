@@ -1,356 +1,299 @@
-//! What CMD says to Consul: its flags, and the files that they name.
+//! What does the user's CMD (`convene run -- CMD…`) say to Consul? Takes CMD's words and the environment, gives an
+//! [`AgentCommand`] when CMD is a Consul agent: its flags, what the files say that it names, and what of it
+//! contradicts convene's decision.
 //!
-//! Takes CMD's words, gives an [`AgentCommand`] when it is a Consul agent: the facts that matter to convene with where each
-//! was said, CMD without the flags that convene takes over, and what contradicts convene's decision. CMD's own arguments win
-//! over any file, so what is not taken out or refused here would win over the rendered file. Reads files, writes none; one
-//! that it cannot read is a warning, since Consul itself will judge it. No message shows a secret.
+//! It is here because Consul's flags win over any file and lists append (`consul-facts.md` §H), so a rendered file
+//! alone cannot change what CMD says. It reads the files that CMD names and does nothing else. It keeps no secret: of
+//! a gossip key it knows only that there is one. It fails, with a line for the user, for a shell that hides the words,
+//! for flags that Go's parser refuses, and for a value that is of the wrong kind; what it merely cannot read is a
+//! warning, because Consul judges the same words itself.
 
-pub mod facts;
-pub mod flags;
-pub mod hcl;
-
-use super::read::Env;
-pub use facts::{Address, Facts, Layer, Place, Said};
-use flags::Flag;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use thiserror::Error;
 
-/// Why CMD cannot be used.
-#[derive(Debug, Error, PartialEq, Eq)]
+mod contradictions;
+mod facts;
+mod files;
+mod flags;
+mod hcl;
+mod sayings;
+#[cfg(test)]
+mod tests;
+mod words;
+
+pub use contradictions::{Contradiction, Wanted};
+pub use facts::{Facts, Place, Ports, Said, shown};
+
+use files::{Files, Format, LocalConfig};
+use flags::{Flag, Flags};
+use sayings::Saying;
+
+/// The flags that convene reads and takes out of CMD, so that people's command lines work as they are. `-join` is an
+/// alias of `-retry-join` since Consul 1.15.
+pub const TAKEN_OUT: [&str; 3] = ["bootstrap-expect", "retry-join", "join"];
+
+/// Why CMD could not be read. All are the user's to mend: exit code 64.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// A shell hides the agent's arguments.
+    /// A shell gets its command as a string.
     #[error(
-        "CMD is {shell} -c, whose arguments convene cannot see; write the agent itself: convene run -- consul agent … (Kubernetes fills $(POD_IP) in without a shell)"
+        "could not read CMD's arguments: `{shell} -c` hides them in a string; write the words themselves: `convene run -- consul agent -server …` (in a Pod, $(NAME) stands for a variable)"
     )]
-    Shell {
-        /// The shell.
+    HiddenInShell {
+        /// The shell's name.
         shell: String,
     },
-    /// A value that Consul would refuse as well.
-    #[error("{place}: {value:?} is not allowed; allowed: {allowed}")]
-    Value {
-        /// Where.
-        place: String,
-        /// What.
+    /// A word such as `-=x` or `---x`.
+    #[error("could not read CMD's arguments: word {word} after `agent` starts like a flag and is none")]
+    NoFlag {
+        /// Counted from 1. The word itself may hold a secret.
+        word: usize,
+    },
+    /// The last word is a flag that wants a value.
+    #[error("could not read CMD's flag -{flag}: it has no value")]
+    NoValue {
+        /// The name without dashes.
+        flag: String,
+    },
+    /// A value is not UTF-8.
+    #[error("could not read CMD's flag -{flag}: its value is not UTF-8")]
+    NotUtf8 {
+        /// The name without dashes.
+        flag: String,
+    },
+    /// A value is of the wrong kind.
+    #[error("could not read {place}: {value:?} is not {allowed}")]
+    BadValue {
+        /// Where it stands.
+        place: Place,
+        /// As it stands there, or `…` when it may hold a secret.
         value: String,
-        /// What is allowed.
+        /// What may stand there.
         allowed: &'static str,
     },
 }
 
-/// A Consul agent's command line.
-#[derive(Debug, Clone)]
+/// Something that convene could not read in CMD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Warning {
+    /// The file, if it is about one.
+    path: Option<PathBuf>,
+    text: String,
+}
+
+/// A CMD that is a Consul agent.
+#[derive(Clone, PartialEq, Eq)]
 pub struct AgentCommand {
     words: Vec<OsString>,
-    /// Where the agent's own arguments begin.
-    begins: usize,
+    agent_at: usize,
     flags: Vec<Flag>,
+    /// The first word that is no flag and no value of one.
+    flags_end: usize,
+    /// In Consul's order: files, flags, fragments.
+    sayings: Vec<Saying>,
     facts: Facts,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
-/// What convene will have the agent be.
-#[derive(Debug, Clone)]
-pub struct Wanted<'a> {
-    /// A server.
-    pub server: bool,
-    /// What it advertises, if that is ours to say.
-    pub advertise: Option<IpAddr>,
-    /// Its name.
-    pub node_name: &'a str,
-}
-
-/// Something that CMD says and that would win over the decision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contradiction {
-    place: Place,
-    why: String,
-    mend: String,
-}
-
-impl fmt::Display for Contradiction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}; {}", self.place, self.why, self.mend)
+/// Without the words: they may hold a gossip key.
+impl fmt::Debug for AgentCommand {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { words, agent_at, flags, flags_end, sayings: _, facts, warnings } = self;
+        let flags: Vec<_> = flags.iter().map(|flag| flag.name.as_str()).collect();
+        out.debug_struct("AgentCommand")
+            .field("words", &words.len())
+            .field("agent_at", agent_at)
+            .field("flags", &flags)
+            .field("flags_end", flags_end)
+            .field("facts", facts)
+            .field("warnings", warnings)
+            .finish_non_exhaustive()
     }
 }
-
-/// Flags that convene reads and takes out of CMD.
-const TAKEN: &[&str] = &["bootstrap-expect", "retry-join", "join"];
-
-// === impl AgentCommand ===
 
 impl AgentCommand {
-    /// Reads CMD; `None` when it is no Consul agent.
+    /// Reads CMD and the files that it names. `None`: CMD is another program. `variable` gives a variable of the
+    /// environment; only those that the image's `docker-entrypoint.sh` turns into flags are asked for.
     ///
     /// # Errors
-    /// [`CommandError`].
-    pub fn read(words: &[OsString], env: &Env) -> Result<Option<Self>, CommandError> {
-        let Some(Agent { begins, by_entrypoint }) = find_agent(words)? else { return Ok(None) };
-        let mut warnings = Vec::new();
-        let flags = flags::parse(words.get(begins..).unwrap_or_default(), &mut warnings);
-        let mut layers = if by_entrypoint { entrypoint_layers(env, &mut warnings) } else { Vec::new() };
-        layers.extend(flags.iter().flat_map(|flag| file_layers(flag, &mut warnings)));
-        layers.extend(flags.iter().filter(|flag| flag.name == "hcl").filter_map(|flag| fragment(flag, &mut warnings)));
-        let mut facts = Facts::read(&flags, &layers)?;
-        if by_entrypoint && facts.data_dir.is_none() {
-            let folder = env.get("CONSUL_DATA_DIR").unwrap_or(super::DEFAULT_DATA_DIR);
-            facts.data_dir = Some(Said { value: folder.into(), place: Place::Entrypoint });
+    /// See [`CommandError`].
+    pub fn read(
+        words: Vec<OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Option<Self>, CommandError> {
+        let Some(found) = words::find(&words)? else {
+            return Ok(None);
+        };
+        let set = |name: &str| {
+            let by_env =
+                found.variables.iter().rev().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
+            by_env.or_else(|| variable(name)).filter(|value| !value.is_empty())
+        };
+        let added = if found.entrypoint { added_by_entrypoint(set) } else { Vec::new() };
+        let own = flags::parse(words.get(found.agent_at..).unwrap_or_default())?;
+        let warnings = odd_words(&own);
+
+        let mut sources = Sources::default();
+        sources.take(&flags::parse(&added)?.flags, Place::Entrypoint)?;
+        let local = sources.paths.first().cloned().zip(set("CONSUL_LOCAL_CONFIG")).filter(|_| found.entrypoint);
+        sources.take(&own.flags, Place::Flag)?;
+        let local = local.map(|(folder, text)| LocalConfig { folder, text: text.to_string_lossy().into_owned() });
+        let mut files = Files { format: sources.format, local, sayings: Vec::new(), warnings };
+        for path in &sources.paths {
+            files.read(path)?;
         }
-        Ok(Some(Self { words: words.to_vec(), begins, flags, facts, warnings }))
+        files.sayings.append(&mut sources.sayings);
+        for fragment in &sources.fragments {
+            files.fragment(fragment)?;
+        }
+        let Files { sayings, warnings, .. } = files;
+        let facts = Facts::of(sayings.iter());
+        let flags_end = found.agent_at + own.end;
+        Ok(Some(Self { words, agent_at: found.agent_at, flags: own.flags, flags_end, sayings, facts, warnings }))
     }
 
-    /// What it says.
+    /// CMD as given.
+    pub fn words(&self) -> &[OsString] {
+        &self.words
+    }
+
+    /// The place in [`Self::words`] of the first argument after `agent`.
+    pub fn agent_at(&self) -> usize {
+        self.agent_at
+    }
+
+    /// What CMD and its files say.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// What could not be read.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// What could not be read and is left to Consul. One line each, without secrets.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.warnings.iter().map(|warning| warning.text.as_str())
     }
 
-    /// CMD without the flags that convene takes over, and with the rendered file as the last one, so that it wins over the
-    /// other files.
-    pub fn with_config_file(&self, rendered: &Path) -> Vec<OsString> {
-        let (before, arguments) = self.words.split_at_checked(self.begins).unwrap_or((&self.words, &[]));
-        let mut command = before.to_vec();
-        let mut next = 0;
-        for flag in &self.flags {
-            if !TAKEN.contains(&flag.name.as_str()) {
-                command.extend(arguments.get(flag.words.clone()).unwrap_or_default().iter().cloned());
-            }
-            next = flag.words.end;
-        }
+    /// Forgets what the file `rendered` says or that it is missing: a CMD that names it already (as beside `init`)
+    /// must not make convene believe its own last output.
+    pub fn forget(&mut self, rendered: &Path) {
+        let same = same_file(rendered);
+        self.sayings.retain(|saying| !matches!(&saying.place, Place::File { path, .. } if same(path)));
+        self.warnings.retain(|warning| !warning.path.as_deref().is_some_and(&same));
+        self.facts = Facts::of(self.sayings.iter());
+    }
+
+    /// CMD without `flags` (names without dashes) and with `-config-file=<rendered>` as the last flag, so that the
+    /// rendered file wins over the other files; where CMD names that file already, it moves there.
+    pub fn without(&self, flags: &[&str], rendered: &Path) -> Vec<OsString> {
+        let gone = |at: usize| {
+            let at = at.checked_sub(self.agent_at);
+            let out = |flag: &&Flag| {
+                let named = flag.name == "config-file" && Path::new(&flag.value) == rendered;
+                named || flags.contains(&flag.name.as_str())
+            };
+            at.is_some_and(|at| self.flags.iter().filter(out).any(|flag| flag.words.contains(&at)))
+        };
         let mut file = OsString::from("-config-file=");
         file.push(rendered);
-        command.push(file);
-        command.extend(arguments.get(next..).unwrap_or_default().iter().cloned());
-        command
+        let kept = |(at, word): (usize, &OsString)| (!gone(at)).then(|| word.clone());
+        let before = self.words.iter().enumerate().take(self.flags_end).filter_map(kept);
+        before.chain([file]).chain(self.words.iter().skip(self.flags_end).cloned()).collect()
     }
 
-    /// What CMD says and would win over the decision.
+    /// What contradicts `wanted` once [`TAKEN_OUT`] are out of CMD.
     pub fn contradictions(&self, wanted: &Wanted<'_>) -> Vec<Contradiction> {
-        let facts = &self.facts;
-        let mut all = Vec::new();
-        let mut say = |place: &Place, why: String, mend: &str| {
-            all.push(Contradiction { place: place.clone(), why, mend: mend.to_owned() })
+        let same = same_file(wanted.rendered);
+        let stays = |saying: &&Saying| match &saying.place {
+            Place::Flag(name) => !TAKEN_OUT.contains(&name.as_str()),
+            Place::File { path, .. } => !same(path),
+            _ => true,
         };
-        for (said, what) in [
-            (&facts.bootstrap, "elects this server without asking any other"),
-            (&facts.dev, "keeps nothing and joins nobody"),
-        ] {
-            if let Some(said) = said.as_ref().filter(|said| said.value) {
-                say(&said.place, what.to_owned(), "take it out");
-            }
-        }
-        if let Some(said) = facts.leave_on_terminate.as_ref().filter(|said| said.value && wanted.server) {
-            say(
-                &said.place,
-                "removes a voter at every stop".to_owned(),
-                "take it out, and give --leave=always if that is what you want",
-            );
-        }
-        if let Some(said) = &facts.node_id {
-            say(
-                &said.place,
-                format!("is {:?}, but the node ID stands in the data folder's node-id", said.value),
-                "take it out; a valid ID that is there is never changed",
-            );
-        }
-        if let Some(said) = facts.bootstrap_expect.as_ref().filter(|said| said.place.is_file()) {
-            say(
-                &said.place,
-                format!("is {} for every start, also one that must not found", said.value),
-                &format!("take it out and give --expect {}", said.value),
-            );
-        }
-        for said in facts.retry_join.iter().filter(|said| said.place.is_file()) {
-            say(
-                &said.place,
-                format!("is {:?}, which may be this server itself", said.value),
-                &format!("take it out and give --discover dns:{}", said.value),
-            );
-        }
-        if let Some(said) = facts.server.as_ref().filter(|said| said.value != wanted.server) {
-            let role = if wanted.server { "server" } else { "client" };
-            say(&said.place, format!("is {} but --role is {role}", said.value), "say the role once");
-        }
-        if let (Some(said), Some(ours)) = (&facts.advertise_addr, wanted.advertise)
-            && said.value.ip().is_some_and(|theirs| theirs != ours)
-        {
-            say(&said.place, format!("is {} but --advertise is {ours}", said.value), "say the address once");
-        }
-        if let Some(said) = facts.node_name.as_ref().filter(|said| said.value != wanted.node_name) {
-            say(
-                &said.place,
-                format!("is {:?} but --node-name is {:?}", said.value, wanted.node_name),
-                "say the name once",
-            );
-        }
-        if let Some(contradiction) = self.hidden(wanted) {
-            all.push(contradiction);
-        }
-        all
-    }
-
-    /// A server whose API listens on loopback alone cannot be asked by the others, which then wait for it.
-    fn hidden(&self, wanted: &Wanted<'_>) -> Option<Contradiction> {
-        let facts = &self.facts;
-        let advertise = wanted.advertise.filter(|ip| wanted.server && !ip.is_loopback())?;
-        let said = facts.addresses_http.as_ref().or(facts.client_addr.as_ref());
-        let listens = said.map_or("127.0.0.1", |said| said.value.as_str());
-        let loopback = |one: &str| {
-            one.starts_with("unix:") || one == "localhost" || one.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        };
-        listens.split_ascii_whitespace().all(loopback).then(|| Contradiction {
-            place: said.map_or(Place::Default("client_addr".to_owned()), |said| said.place.clone()),
-            why: format!("is {listens}, where no other server can ask this one (it advertises {advertise})"),
-            mend: "give CMD -client=0.0.0.0".to_owned(),
-        })
+        contradictions::find(&Facts::of(self.sayings.iter().filter(stays)), wanted)
     }
 }
 
-/// Where in CMD the agent is.
-struct Agent {
-    begins: usize,
-    by_entrypoint: bool,
+/// Whether a path names the same file, by its text or after symbolic links.
+fn same_file(file: &Path) -> impl Fn(&Path) -> bool {
+    let real = file.canonicalize().ok();
+    move |path| path == file || (real.is_some() && path.canonicalize().ok() == real)
 }
 
-const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "zsh", "ksh"];
-const INITS: &[&str] = &["dumb-init", "tini", "tini-static", "catatonit"];
-
-/// Finds `consul agent` or `agent` behind the programs that usually stand before it.
-fn find_agent(words: &[OsString]) -> Result<Option<Agent>, CommandError> {
-    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let name = |at: usize| words.get(at).map(|word| word.rsplit('/').next().unwrap_or(word).to_owned());
-    let mut at = 0;
-    let mut by_entrypoint = false;
-    while let Some(program) = name(at) {
-        match program.as_str() {
-            shell if SHELLS.contains(&shell) => {
-                let script = words
-                    .iter()
-                    .skip(at + 1)
-                    .take_while(|word| word.starts_with('-'))
-                    .any(|word| !word.starts_with("--") && word.contains('c'));
-                return if script { Err(CommandError::Shell { shell: shell.to_owned() }) } else { Ok(None) };
-            }
-            "docker-entrypoint.sh" => {
-                by_entrypoint = true;
-                at += 1;
-            }
-            init if INITS.contains(&init) => at = after_options(&words, at + 1),
-            "su-exec" | "gosu" => at += 2,
-            "env" => {
-                at += 1 + words
-                    .iter()
-                    .skip(at + 1)
-                    .take_while(|word| word.contains('=') && !word.starts_with('-'))
-                    .count()
-            }
-            "consul" if name(at + 1).as_deref() == Some("agent") => {
-                return Ok(Some(Agent { begins: at + 2, by_entrypoint: false }));
-            }
-            "agent" => return Ok(Some(Agent { begins: at + 1, by_entrypoint })),
-            _ => return Ok(None),
-        }
+/// Warnings about words that Consul 1.22 would refuse, without the words.
+fn odd_words(flags: &Flags) -> Vec<Warning> {
+    let unknown = flags.flags.iter().filter(|flag| !flag.known);
+    let mut texts: Vec<String> = unknown
+        .map(|flag| format!("could not tell what CMD's flag -{} means: it is unknown to convene", flag.name))
+        .collect();
+    if flags.rest > 0 {
+        texts.push(format!(
+            "could not read CMD's last words ({}): Consul takes only flags after `agent`, and reads none of these",
+            flags.rest
+        ));
     }
-    Ok(None)
+    texts.into_iter().map(|text| Warning { path: None, text }).collect()
 }
 
-/// Skips tini's and dumb-init's own options.
-fn after_options(words: &[String], mut at: usize) -> usize {
-    while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
-        at += match word.as_str() {
-            "--" => return at + 1,
-            "-p" | "-e" | "-r" | "--rewrite" => 2,
-            _ => 1,
-        };
-    }
-    at
-}
-
-/// What Consul's docker-entrypoint.sh adds before the arguments of `agent`.
-fn entrypoint_layers(env: &Env, warnings: &mut Vec<String>) -> Vec<Layer> {
-    let folder = env.get("CONSUL_CONFIG_DIR").unwrap_or("/consul/config");
-    let mut layers = if Path::new(folder).is_dir() { path_layers(folder.as_ref(), warnings) } else { Vec::new() };
-    if let Some(text) = env.get("CONSUL_LOCAL_CONFIG") {
-        layers.extend(layer(&PathBuf::from("CONSUL_LOCAL_CONFIG"), text, warnings));
-    }
-    layers
-}
-
-fn file_layers(flag: &Flag, warnings: &mut Vec<String>) -> Vec<Layer> {
-    match flag.name.as_str() {
-        "config-file" | "config-dir" => path_layers(Path::new(&flag.value), warnings),
-        _ => Vec::new(),
-    }
-}
-
-fn fragment(flag: &Flag, warnings: &mut Vec<String>) -> Option<Layer> {
-    match hcl::parse(&flag.value) {
-        Ok(tree) => Some(Layer { file: None, tree }),
-        Err(error) => {
-            warnings.push(format!("could not read -hcl as HCL: {error}; convene judges without it"));
-            None
-        }
-    }
-}
-
-/// A file, or a folder's .json and .hcl files in lexical order, as Consul reads them.
-fn path_layers(path: &Path, warnings: &mut Vec<String>) -> Vec<Layer> {
-    let mut files = vec![path.to_owned()];
-    if path.is_dir() {
-        match std::fs::read_dir(path) {
-            Ok(entries) => {
-                files = entries
-                    .flatten()
-                    .map(|entry| entry.path())
-                    .filter(|file| file.is_file() && has_format(file))
-                    .collect()
-            }
-            Err(error) => {
-                warnings.push(format!("could not read {}: {error}; convene judges without it", path.display()))
-            }
-        }
-        files.sort();
-    }
-    files
-        .iter()
-        .filter_map(|file| match std::fs::read_to_string(file) {
-            Ok(text) => layer(file, &text, warnings),
-            Err(error) => {
-                warnings.push(format!("could not read {}: {error}; convene judges without it", file.display()));
-                None
-            }
-        })
-        .collect()
-}
-
-fn has_format(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "json" || extension == "hcl")
-}
-
-/// A file's content. The parser's words may quote a secret, so only the place is told.
-fn layer(file: &Path, text: &str, warnings: &mut Vec<String>) -> Option<Layer> {
-    let json = || serde_json::from_str(text).map_err(|error| format!("JSON (line {})", error.line()));
-    let hcl = || hcl::parse(text).map_err(|error| format!("HCL (line {})", error.line));
-    let tree = match file.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => json(),
-        Some("hcl") => hcl(),
-        _ => json().or_else(|_| hcl()),
+/// The flags that the image's `docker-entrypoint.sh` puts before those of CMD. An interface's address is known to
+/// Consul only, so it becomes the template that finds it.
+fn added_by_entrypoint(set: impl Fn(&str) -> Option<OsString>) -> Vec<OsString> {
+    let flag = |name: &str, value: &OsStr| {
+        let mut flag = OsString::from(name);
+        flag.push(value);
+        flag
     };
-    match tree {
-        Ok(tree) => Some(Layer { file: Some(file.to_owned()), tree }),
-        Err(what) => {
-            warnings.push(format!("could not read {} as {what}; convene judges without it", file.display()));
-            None
+    let mut added = vec![
+        flag("-data-dir=", &set("CONSUL_DATA_DIR").unwrap_or_else(|| "/consul/data".into())),
+        flag("-config-dir=", &set("CONSUL_CONFIG_DIR").unwrap_or_else(|| "/consul/config".into())),
+    ];
+    for (name, flags, interface) in
+        [("-bind=", "CONSUL_BIND", "CONSUL_BIND_INTERFACE"), ("-client=", "CONSUL_CLIENT", "CONSUL_CLIENT_INTERFACE")]
+    {
+        match (set(flags), set(interface)) {
+            (Some(flags), _) => added.extend(flags.to_string_lossy().split_whitespace().map(OsString::from)),
+            (None, Some(interface)) => {
+                let template = format!("{{{{ GetInterfaceIP {:?} }}}}", interface.to_string_lossy());
+                added.push(flag(name, template.as_ref()));
+            }
+            (None, None) => {}
         }
+    }
+    added
+}
+
+/// What flags say, and what else they name.
+#[derive(Default)]
+struct Sources {
+    sayings: Vec<Saying>,
+    paths: Vec<PathBuf>,
+    fragments: Vec<String>,
+    format: Option<Format>,
+}
+
+impl Sources {
+    fn take(&mut self, flags: &[Flag], place: impl Fn(String) -> Place) -> Result<(), CommandError> {
+        for flag in flags {
+            let text = || flag.value.to_str().ok_or_else(|| CommandError::NotUtf8 { flag: flag.name.clone() });
+            match (flag.name.as_str(), flag.key) {
+                ("config-file" | "config-dir", _) => self.paths.push(PathBuf::from(&flag.value)),
+                ("config-format", _) => self.format = format(text()?)?,
+                ("hcl", _) => self.fragments.push(text()?.to_owned()),
+                (_, Some(key)) => self.sayings.push(Saying::of_flag(key, text()?, place(flag.name.clone()))?),
+                (_, None) => {}
+            }
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests;
+fn format(text: &str) -> Result<Option<Format>, CommandError> {
+    match text {
+        "" => Ok(None),
+        "json" => Ok(Some(Format::Json)),
+        "hcl" => Ok(Some(Format::Hcl)),
+        other => Err(CommandError::BadValue {
+            place: Place::Flag("config-format".to_owned()),
+            value: other.to_owned(),
+            allowed: "hcl or json",
+        }),
+    }
+}

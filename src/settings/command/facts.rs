@@ -1,277 +1,184 @@
-//! The facts in CMD that matter to convene, merged as Consul merges them.
+//! What does CMD say to Consul as a whole? Takes the single sayings, gives [`Facts`], each with its place.
 //!
-//! Takes flags and configuration trees, gives [`Facts`]: for scalars the last file wins and a flag wins over every file; lists
-//! append, flags first. Secrets are not among them. Fails on a number or a boolean that Consul would refuse as well.
+//! Consul's order of merging decides what counts (`consul-facts.md` §H): files in the order of the arguments, flags
+//! above them, `-hcl` above those; of lists the flags' entries come first. It is pure and never fails.
 
-use super::CommandError;
-use super::flags::Flag;
-use serde_json::Value;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Where something was said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::sayings::{Key, Saying};
+
+/// Where something is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// CMD's flag.
+    /// A flag in CMD, by its name without dashes.
     Flag(String),
-    /// A key in a file; without a file: in `-hcl`.
-    Key {
-        /// The file.
-        file: Option<PathBuf>,
-        /// The key, nested ones with dots.
-        key: String,
+    /// A flag that the image's `docker-entrypoint.sh` adds, by its name without dashes.
+    Entrypoint(String),
+    /// A key in a file that CMD names.
+    File {
+        /// As CMD names it, or as found in a folder that CMD names.
+        path: PathBuf,
+        /// With dots: `ports.http`.
+        key: &'static str,
     },
-    /// Consul's docker-entrypoint.sh adds it.
-    Entrypoint,
-    /// Nowhere: Consul's own default.
-    Default(String),
+    /// A key in the environment variable `CONSUL_LOCAL_CONFIG`, which `docker-entrypoint.sh` writes into a file.
+    LocalConfig(&'static str),
+    /// A key in a `-hcl` fragment.
+    Fragment(&'static str),
+    /// Nowhere: Consul's default of this key.
+    Default(&'static str),
 }
 
-/// A value and where it was said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => write!(out, "-{name}"),
+            Self::Entrypoint(name) => write!(out, "-{name} (from docker-entrypoint.sh)"),
+            Self::File { path, key } => write!(out, "{key} in {}", path.display()),
+            Self::LocalConfig(key) => write!(out, "{key} in $CONSUL_LOCAL_CONFIG"),
+            Self::Fragment(key) => write!(out, "{key} in -hcl"),
+            Self::Default(key) => write!(out, "{key} (Consul's default)"),
+        }
+    }
+}
+
+/// A value and where it is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said<T> {
-    /// The value.
+    /// What is said.
     pub value: T,
     /// Where.
     pub place: Place,
 }
 
-/// An address, or a go-sockaddr template that only Consul can fill in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// An address.
-    Ip(IpAddr),
-    /// Something else.
-    Template(String),
-}
-
-/// One configuration, read.
-#[derive(Debug, Clone)]
-pub struct Layer {
-    /// The file; `None` for `-hcl`.
-    pub file: Option<PathBuf>,
-    /// Its content.
-    pub tree: Value,
-}
-
-/// What CMD says.
-#[derive(Debug, Clone, Default)]
+/// What CMD says, as far as convene needs it. `None` and empty mean: not said, or said as an empty text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// `-server`.
     pub server: Option<Said<bool>>,
     /// `-bootstrap`.
     pub bootstrap: Option<Said<bool>>,
+    /// `-bootstrap-expect`, any whole number: 0 means "not set" to Consul, and it refuses a negative one.
+    pub bootstrap_expect: Option<Said<i64>>,
     /// `-dev`.
     pub dev: Option<Said<bool>>,
-    /// `leave_on_terminate`.
-    pub leave_on_terminate: Option<Said<bool>>,
-    /// `-bootstrap-expect`.
-    pub bootstrap_expect: Option<Said<i64>>,
-    /// `-retry-join`, and `-join`, its older name.
+    /// `-retry-join`, flags first. An entry may be a go-discover string, and that may hold a secret: see [`shown`].
     pub retry_join: Vec<Said<String>>,
-    /// `-advertise`.
-    pub advertise_addr: Option<Said<Address>>,
-    /// `-bind`.
-    pub bind_addr: Option<Said<String>>,
-    /// `-client`.
+    /// `-join` and `start_join`, which Consul 1.15 and newer take for `retry_join`.
+    pub start_join: Vec<Said<String>>,
+    /// `-advertise`; the address is `None` when it is a go-sockaddr template.
+    pub advertise_addr: Option<Said<Option<IpAddr>>>,
+    /// `-bind`; the address is `None` when it is a go-sockaddr template.
+    pub bind_addr: Option<Said<Option<IpAddr>>>,
+    /// `-client`: addresses with spaces between them, or a template.
     pub client_addr: Option<Said<String>>,
-    /// `addresses.http`.
-    pub addresses_http: Option<Said<String>>,
-    /// `-http-port`.
-    pub port_http: Option<Said<i64>>,
-    /// `-https-port`.
-    pub port_https: Option<Said<i64>>,
-    /// `-server-port`.
-    pub port_server: Option<Said<i64>>,
-    /// `-serf-lan-port`.
-    pub port_serf_lan: Option<Said<i64>>,
+    /// `addresses.http`: as `client_addr`, or `unix://…`.
+    pub http_addr: Option<Said<String>>,
+    /// `addresses.https`: as `client_addr`, or `unix://…`.
+    pub https_addr: Option<Said<String>>,
+    /// Ports.
+    pub ports: Ports,
     /// `-node`.
     pub node_name: Option<Said<String>>,
     /// `-node-id`.
     pub node_id: Option<Said<String>>,
     /// `-data-dir`.
     pub data_dir: Option<Said<PathBuf>>,
-    /// `-datacenter`.
+    /// `-datacenter`, in small letters as Consul takes it.
     pub datacenter: Option<Said<String>>,
     /// `-domain`.
     pub domain: Option<Said<String>>,
+    /// `leave_on_terminate`.
+    pub leave_on_terminate: Option<Said<bool>>,
+    /// `skip_leave_on_interrupt`.
+    pub skip_leave_on_interrupt: Option<Said<bool>>,
+    /// `-rejoin`.
+    pub rejoin_after_leave: Option<Said<bool>>,
+    /// Whether a gossip key is given by `-encrypt` or `encrypt`. Never the key.
+    pub encrypt: bool,
+    /// `autopilot.min_quorum`.
+    pub min_quorum: Option<Said<i64>>,
+    /// `acl.enabled`.
+    pub acl_enabled: Option<Said<bool>>,
 }
 
-// === impl Place ===
+/// Ports, at most 65535. 0 or less means: off (Consul reads both as -1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// `-http-port`; Consul's default is 8500.
+    pub http: Option<Said<i32>>,
+    /// `-https-port`; Consul's default is off.
+    pub https: Option<Said<i32>>,
+    /// `-server-port`; Consul's default is 8300.
+    pub server: Option<Said<i32>>,
+    /// `-serf-lan-port`; Consul's default is 8301.
+    pub serf_lan: Option<Said<i32>>,
+    /// `-serf-wan-port`; Consul's default is 8302.
+    pub serf_wan: Option<Said<i32>>,
+}
 
-impl Place {
-    /// In a file, where convene cannot take it out.
-    pub fn is_file(&self) -> bool {
-        matches!(self, Self::Key { .. })
+/// A `retry_join` entry for people: a go-discover string is cut to its provider, because the rest may hold a secret.
+pub fn shown(entry: &str) -> String {
+    match entry.split_whitespace().find(|word| word.starts_with("provider=")) {
+        Some(provider) => format!("{provider} …"),
+        None => entry.to_owned(),
     }
 }
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag(name) => write!(f, "CMD's -{name}"),
-            Self::Key { file: Some(file), key } => write!(f, "{key} in {}", file.display()),
-            Self::Key { file: None, key } => write!(f, "{key} in CMD's -hcl"),
-            Self::Entrypoint => f.write_str("the data folder of docker-entrypoint.sh"),
-            Self::Default(key) => write!(f, "{key}, which CMD does not set,"),
-        }
-    }
-}
-
-// === impl Address ===
-
-impl Address {
-    /// The address, unless it is a template.
-    pub fn ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Ip(ip) => Some(*ip),
-            Self::Template(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(ip) => ip.fmt(f),
-            Self::Template(text) => f.write_str(text),
-        }
-    }
-}
-
-// === impl Facts ===
 
 impl Facts {
-    /// Merges.
-    ///
-    /// # Errors
-    /// [`CommandError::Value`].
-    pub fn read(flags: &[Flag], layers: &[Layer]) -> Result<Self, CommandError> {
-        let all = Merged { flags, layers };
-        Ok(Self {
-            server: all.boolean("server", "server")?,
-            bootstrap: all.boolean("bootstrap", "bootstrap")?,
-            dev: all.boolean("dev", "dev")?,
-            leave_on_terminate: all.boolean("", "leave_on_terminate")?,
-            bootstrap_expect: all.number("bootstrap-expect", "bootstrap_expect")?,
-            retry_join: all.list(&["retry-join", "join"], &["retry_join", "start_join"]),
-            advertise_addr: all.text("advertise", "advertise_addr").map(address),
-            bind_addr: all.text("bind", "bind_addr"),
-            client_addr: all.text("client", "client_addr"),
-            addresses_http: all.text("", "addresses.http"),
-            port_http: all.number("http-port", "ports.http")?,
-            port_https: all.number("https-port", "ports.https")?,
-            port_server: all.number("server-port", "ports.server")?,
-            port_serf_lan: all.number("serf-lan-port", "ports.serf_lan")?,
-            node_name: all.text("node", "node_name"),
-            node_id: all.text("node-id", "node_id"),
-            data_dir: all.text("data-dir", "data_dir").map(|said| Said { value: said.value.into(), place: said.place }),
-            datacenter: all.text("datacenter", "datacenter"),
-            domain: all.text("domain", "domain"),
-        })
-    }
-
-    /// Whom CMD's flags join. What a file joins is a contradiction, and not taken over.
-    pub fn joins(&self) -> Vec<Said<String>> {
-        self.retry_join.iter().filter(|said| !said.place.is_file()).cloned().collect()
-    }
-}
-
-fn address(said: Said<String>) -> Said<Address> {
-    let value = said.value.parse().map_or_else(|_| Address::Template(said.value.clone()), Address::Ip);
-    Said { value, place: said.place }
-}
-
-struct Merged<'a> {
-    flags: &'a [Flag],
-    layers: &'a [Layer],
-}
-
-// === impl Merged ===
-
-impl Merged<'_> {
-    /// The value that wins.
-    fn scalar(&self, flag: &str, key: &str) -> Option<Said<Value>> {
-        let said = self.flags.iter().rev().find(|given| !flag.is_empty() && given.name == flag);
-        if let Some(given) = said {
-            return Some(Said { value: Value::String(given.value.clone()), place: Place::Flag(given.name.clone()) });
+    /// Merges `sayings`, which stand in Consul's order: files, flags, fragments.
+    pub(super) fn of<'a>(sayings: impl Iterator<Item = &'a Saying> + Clone) -> Self {
+        let mut facts = Self::default();
+        for saying in sayings.clone() {
+            facts.take(saying);
         }
-        self.layers.iter().rev().find_map(|layer| {
-            let value = find(&layer.tree, key)?;
-            Some(Said { value, place: Place::Key { file: layer.file.clone(), key: key.to_owned() } })
-        })
-    }
-
-    fn text(&self, flag: &str, key: &str) -> Option<Said<String>> {
-        let Said { value, place } = self.scalar(flag, key)?;
-        Some(Said { value: text(&value), place }).filter(|said| !said.value.is_empty())
-    }
-
-    fn number(&self, flag: &str, key: &str) -> Result<Option<Said<i64>>, CommandError> {
-        self.parsed(flag, key, "a whole number", |text| text.parse().ok())
-    }
-
-    fn boolean(&self, flag: &str, key: &str) -> Result<Option<Said<bool>>, CommandError> {
-        // strconv.ParseBool's words.
-        self.parsed(flag, key, "true or false", |text| match text {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-            _ => None,
-        })
-    }
-
-    fn parsed<T>(
-        &self,
-        flag: &str,
-        key: &str,
-        allowed: &'static str,
-        parse: fn(&str) -> Option<T>,
-    ) -> Result<Option<Said<T>>, CommandError> {
-        let Some(Said { value, place }) = self.scalar(flag, key) else { return Ok(None) };
-        let text = text(&value);
-        match parse(&text) {
-            Some(value) => Ok(Some(Said { value, place })),
-            None => Err(CommandError::Value { place: place.to_string(), value: text, allowed }),
+        let flags_first = [true, false].into_iter().flat_map(|wanted| {
+            sayings
+                .clone()
+                .filter(move |saying| matches!(saying.place, Place::Flag(_) | Place::Entrypoint(_)) == wanted)
+        });
+        for saying in flags_first {
+            let list = match saying.key {
+                Key::RetryJoin => &mut facts.retry_join,
+                Key::StartJoin => &mut facts.start_join,
+                _ => continue,
+            };
+            list.extend(saying.texts());
         }
+        facts
     }
 
-    fn list(&self, flags: &[&str], keys: &[&str]) -> Vec<Said<String>> {
-        let given = self.flags.iter().filter(|given| flags.contains(&given.name.as_str()));
-        let mut all: Vec<_> =
-            given.map(|given| Said { value: given.value.clone(), place: Place::Flag(given.name.clone()) }).collect();
-        for layer in self.layers {
-            for key in keys {
-                let values = match find(&layer.tree, key) {
-                    Some(Value::Array(values)) => values,
-                    Some(one) => vec![one],
-                    None => continue,
-                };
-                let place = Place::Key { file: layer.file.clone(), key: (*key).to_owned() };
-                all.extend(values.iter().map(|value| Said { value: text(value), place: place.clone() }));
-            }
+    /// Takes one scalar: the last one counts.
+    fn take(&mut self, saying: &Saying) {
+        match saying.key {
+            Key::AclEnabled => self.acl_enabled = saying.bool(),
+            Key::AdvertiseAddr => self.advertise_addr = saying.address(),
+            Key::BindAddr => self.bind_addr = saying.address(),
+            Key::Bootstrap => self.bootstrap = saying.bool(),
+            Key::BootstrapExpect => self.bootstrap_expect = saying.whole(),
+            Key::ClientAddr => self.client_addr = saying.text(str::to_owned),
+            Key::DataDir => self.data_dir = saying.text(|text| PathBuf::from(text)),
+            Key::Datacenter => self.datacenter = saying.text(str::to_lowercase),
+            Key::Dev => self.dev = saying.bool(),
+            Key::Domain => self.domain = saying.text(str::to_owned),
+            Key::Encrypt => self.encrypt = saying.is_secret(),
+            Key::HttpAddr => self.http_addr = saying.text(str::to_owned),
+            Key::HttpPort => self.ports.http = saying.port(),
+            Key::HttpsAddr => self.https_addr = saying.text(str::to_owned),
+            Key::HttpsPort => self.ports.https = saying.port(),
+            Key::LeaveOnTerminate => self.leave_on_terminate = saying.bool(),
+            Key::MinQuorum => self.min_quorum = saying.whole(),
+            Key::NodeId => self.node_id = saying.text(str::to_owned),
+            Key::NodeName => self.node_name = saying.text(str::to_owned),
+            Key::RejoinAfterLeave => self.rejoin_after_leave = saying.bool(),
+            Key::SerfLanPort => self.ports.serf_lan = saying.port(),
+            Key::SerfWanPort => self.ports.serf_wan = saying.port(),
+            Key::Server => self.server = saying.bool(),
+            Key::ServerPort => self.ports.server = saying.port(),
+            Key::SkipLeaveOnInterrupt => self.skip_leave_on_interrupt = saying.bool(),
+            Key::RetryJoin | Key::StartJoin => {}
         }
-        all
-    }
-}
-
-/// A key's value; `a.b` is nested. A block that stands several times is a list of objects: the last one that has the key wins.
-fn find(tree: &Value, key: &str) -> Option<Value> {
-    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
-    let value = match tree {
-        Value::Object(all) => all.get(first)?.clone(),
-        Value::Array(all) => return all.iter().rev().find_map(|one| find(one, key)),
-        _ => return None,
-    };
-    match rest {
-        Some(rest) => find(&value, rest),
-        None => Some(value),
-    }
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }
