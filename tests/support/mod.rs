@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod accept;
+pub mod cluster;
 pub mod consul;
 pub mod dns;
 pub mod http;

@@ -1,0 +1,324 @@
+//! The whole way with real Consul servers on this machine.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Output;
+use support::cluster::Cluster;
+use support::skip::needs_consul;
+
+const ALL: [u8; 3] = [0, 1, 2];
+
+fn cluster(test: &str) -> Option<Cluster> {
+    needs_consul(test).map(|consul| Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 3))
+}
+
+/// Three servers that have formed.
+fn formed(test: &str, words: &[&str]) -> Option<Cluster> {
+    let mut cluster = cluster(test)?;
+    cluster.publish_all();
+    cluster.start_all(words);
+    cluster.wait_formed(&ALL);
+    Some(cluster)
+}
+
+fn node_id(cluster: &Cluster, ordinal: u8) -> String {
+    fs::read_to_string(cluster.data(ordinal).join("node-id")).unwrap()
+}
+
+fn record(cluster: &Cluster, ordinal: u8) -> Value {
+    serde_json::from_slice(&fs::read(cluster.data(ordinal).join("convene/record.json")).unwrap()).unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A follower and the leader.
+fn roles(cluster: &Cluster) -> (u8, u8) {
+    let leader = cluster.leading(0).unwrap();
+    (ALL.into_iter().find(|ordinal| *ordinal != leader).unwrap(), leader)
+}
+
+#[test]
+fn three_servers_come_together_and_remember_it() {
+    let Some(cluster) = formed("three_servers_come_together_and_remember_it", &[]) else { return };
+    for ordinal in ALL {
+        cluster.wait_for("the record", || {
+            record(&cluster, ordinal)["formed"] == true
+                && record(&cluster, ordinal)["servers"].as_array().is_some_and(|servers| servers.len() == 2)
+        });
+        let own = cluster.get(ordinal, "/v1/agent/self").unwrap();
+        assert_eq!(own["Config"]["NodeID"], node_id(&cluster, ordinal), "Consul uses the node ID that convene wrote");
+    }
+    let seen = cluster.surveying(0, &["discover", "--expect=3", "--format=json"]).output().unwrap();
+    let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert!(
+        seen["servers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|server| server["verdict"] == "formed" && server["peers"].as_array().unwrap().len() == 3)
+    );
+}
+
+#[test]
+fn what_is_rendered_is_what_the_agent_runs_with() {
+    let Some(cluster) = formed("what_is_rendered_is_what_the_agent_runs_with", &[]) else { return };
+    let rendered: Value =
+        serde_json::from_slice(&fs::read(cluster.data(1).join("convene/agent.json")).unwrap()).unwrap();
+    let own = cluster.get(1, "/v1/agent/self").unwrap();
+    let debug = &own["DebugConfig"];
+    assert_eq!(debug["ServerMode"], rendered["server"]);
+    assert_eq!(debug["NodeName"], rendered["node_name"]);
+    assert_eq!(debug["AdvertiseAddrLAN"], rendered["advertise_addr"]);
+    assert_eq!(debug["RetryJoinLAN"], rendered["retry_join"]);
+    assert_eq!(debug["RetryJoinIntervalLAN"], rendered["retry_interval"]);
+    assert_eq!(debug["LeaveOnTerm"], rendered["leave_on_terminate"]);
+    assert_eq!(debug["SkipLeaveOnInt"], rendered["skip_leave_on_interrupt"]);
+    assert_eq!(debug["RejoinAfterLeave"], rendered["rejoin_after_leave"]);
+    assert_eq!(debug["BootstrapExpect"], rendered["bootstrap_expect"]);
+    let keys = [
+        "advertise_addr",
+        "bootstrap_expect",
+        "leave_on_terminate",
+        "node_name",
+        "rejoin_after_leave",
+        "retry_interval",
+        "retry_join",
+        "server",
+        "skip_leave_on_interrupt",
+    ];
+    assert_eq!(rendered.as_object().unwrap().keys().collect::<Vec<_>>(), keys, "every rendered key is checked above");
+}
+
+#[test]
+fn names_that_appear_late_are_joined_by_convene() {
+    let Some(mut cluster) = cluster("names_that_appear_late_are_joined_by_convene") else { return };
+    cluster.start_all(&[]);
+    // Each agent runs alone: Consul itself cannot resolve these names at all, now or later.
+    cluster.wait_for("three lonely agents", || {
+        ALL.iter().all(|ordinal| {
+            cluster.get(*ordinal, "/v1/agent/members").is_some_and(|all| all.as_array().unwrap().len() == 1)
+        })
+    });
+    assert!(ALL.iter().all(|ordinal| cluster.leader(*ordinal).is_none()));
+    cluster.publish_all();
+    cluster.wait_formed(&ALL);
+}
+
+#[test]
+fn the_command_line_that_people_have_today_works_behind_convene_run() {
+    let Some(mut cluster) = cluster("the_command_line_that_people_have_today_works_behind_convene_run") else { return };
+    cluster.publish_all();
+    for ordinal in ALL {
+        let mut command = cluster.surveying(ordinal, &["run", "--"]);
+        command
+            .args(cluster.agent(ordinal))
+            .args(["-bootstrap-expect=3", "-retry-join", cluster.service()])
+            .arg(format!("-advertise={}", cluster.ip(ordinal)));
+        // Without the Pod's name there is no StatefulSet, and the name in -retry-join is all that is known.
+        command.env_remove("POD_NAME").args(["-node", &format!("consul-server-{ordinal}")]);
+        cluster.spawn(ordinal, command);
+    }
+    cluster.wait_formed(&ALL);
+}
+
+#[test]
+fn a_killed_server_returns_as_itself() {
+    let Some(mut cluster) = formed("a_killed_server_returns_as_itself", &[]) else { return };
+    let (follower, leader) = roles(&cluster);
+    let id = node_id(&cluster, follower);
+    assert_eq!(cluster.put(leader, "/v1/kv/a", "1"), Some(200));
+    cluster.wait_for("the record", || record(&cluster, follower)["formed"] == true);
+    cluster.kill(follower);
+    assert_eq!(cluster.put(leader, "/v1/kv/b", "2"), Some(200));
+    cluster.start(follower, &[]);
+    cluster.wait_formed(&ALL);
+    assert_eq!(node_id(&cluster, follower), id);
+    assert!(cluster.log(follower).contains("rule=4"), "{}", cluster.log(follower));
+    cluster.wait_for("the data", || cluster.get(follower, "/v1/kv/b?stale").is_some());
+}
+
+#[test]
+fn a_wiped_server_waits_at_its_old_address_and_joins_once_it_is_removed() {
+    let Some(mut cluster) = formed("a_wiped_server_waits_at_its_old_address_and_joins_once_it_is_removed", &[]) else {
+        return;
+    };
+    let (follower, leader) = roles(&cluster);
+    cluster.kill(follower);
+    fs::remove_dir_all(cluster.data(follower)).unwrap();
+    fs::create_dir(cluster.data(follower)).unwrap();
+    let gave_up = cluster.surveying(follower, &["init", "--role=server", "--expect=3", "--wait=0s"]).output().unwrap();
+    assert_eq!(gave_up.status.code(), Some(75), "{}", text(&gave_up));
+    assert!(text(&gave_up).contains("still lists our address"), "{}", text(&gave_up));
+    assert!(!cluster.data(follower).join("node-id").exists());
+    cluster.start(follower, &[]);
+    cluster.wait_for("the wait to be told", || cluster.log(follower).contains("waiting: rule 5"));
+    let address = format!("{}:8300", cluster.ip(follower));
+    assert_eq!(cluster.delete(leader, &format!("/v1/operator/raft/peer?address={address}")), Some(200));
+    cluster
+        .wait_for("a member again", || cluster.member(leader, follower) == Some(1) && cluster.peers(leader).len() == 3);
+    assert!(cluster.log(follower).contains("rule=5"), "{}", cluster.log(follower));
+}
+
+#[test]
+fn term_with_leave_always_leaves_gracefully_a_follower_and_the_leader() {
+    let Some(mut cluster) =
+        formed("term_with_leave_always_leaves_gracefully_a_follower_and_the_leader", &["--leave=always"])
+    else {
+        return;
+    };
+    let (follower, leader) = roles(&cluster);
+    leave_and_see(&mut cluster, follower, leader, |cluster, ordinal| {
+        cluster.signal(ordinal, Signal::SIGTERM);
+        assert_eq!(cluster.wait(ordinal).code(), Some(0), "{}", cluster.log(ordinal));
+    });
+}
+
+/// Has a follower leave, then it returns, then the leader leaves; each time two go on.
+fn leave_and_see(cluster: &mut Cluster, follower: u8, leader: u8, leave: impl Fn(&mut Cluster, u8)) {
+    leave(cluster, follower);
+    assert_gone(cluster, follower);
+    assert_eq!(record(cluster, follower)["left"], true);
+    cluster.start(follower, &["--leave=always"]);
+    cluster.wait_formed(&ALL);
+    assert_eq!(record(cluster, follower)["left"], false);
+    leave(cluster, leader);
+    assert_gone(cluster, leader);
+}
+
+/// `left` in the members, gone from the others' raft peers, and the two that stay go on.
+fn assert_gone(cluster: &Cluster, gone: u8) {
+    let stay: Vec<u8> = ALL.into_iter().filter(|ordinal| *ordinal != gone).collect();
+    // One other server has confirmed it; the news reaches the second one soon.
+    cluster.wait_for("the others to know", || {
+        stay.iter().all(|ordinal| {
+            cluster.member(*ordinal, gone) == Some(3)
+                && !cluster.peers(*ordinal).contains(&cluster.ip(gone))
+                && cluster.leader(*ordinal).is_some()
+        })
+    });
+    cluster.wait_for("a write", || cluster.put(stay[0], "/v1/kv/after", "1") == Some(200));
+}
+
+#[test]
+fn the_leave_hook_leaves_gracefully_beside_an_exec_a_follower_and_the_leader() {
+    let Some(mut cluster) =
+        formed("the_leave_hook_leaves_gracefully_beside_an_exec_a_follower_and_the_leader", &["--exec"])
+    else {
+        return;
+    };
+    let (follower, leader) = roles(&cluster);
+    for gone in [follower, leader] {
+        let hook = cluster.convene(gone, &["leave", "--leave=always", "--role=server"]).output().unwrap();
+        assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
+        assert_gone(&cluster, gone);
+        assert_eq!(record(&cluster, gone)["left"], true);
+        // What kubelet does when the hook has ended.
+        cluster.signal(gone, Signal::SIGTERM);
+        cluster.wait(gone);
+        if gone == follower {
+            cluster.start(gone, &["--exec"]);
+            cluster.wait_formed(&ALL);
+        }
+    }
+}
+
+#[test]
+fn an_exec_is_the_agent_itself() {
+    let Some(mut cluster) = formed("an_exec_is_the_agent_itself", &["--exec"]) else { return };
+    let name = fs::read_to_string(format!("/proc/{}/comm", cluster.pid(0))).unwrap();
+    assert_eq!(name.trim(), "consul");
+    // It is not deaf: the signals that convene had blocked reach it.
+    cluster.signal(0, Signal::SIGTERM);
+    assert_eq!(cluster.wait(0).code(), Some(1), "Consul's own code for a stop without a leave");
+}
+
+#[test]
+fn term_without_a_leave_changes_no_membership_and_is_0() {
+    for words in [&["--leave=never"][..], &[]] {
+        let Some(mut cluster) = formed("term_without_a_leave_changes_no_membership_and_is_0", words) else { return };
+        let (follower, leader) = roles(&cluster);
+        cluster.signal(follower, Signal::SIGTERM);
+        assert_eq!(cluster.wait(follower).code(), Some(0), "{}", cluster.log(follower));
+        assert_eq!(cluster.peers(leader).len(), 3);
+        assert_ne!(cluster.member(leader, follower), Some(3));
+        assert_eq!(record(&cluster, follower)["left"], false);
+        let hook = cluster.convene(leader, &["leave", words.first().unwrap_or(&"--leave=never")]).output().unwrap();
+        assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
+        assert_eq!(cluster.peers(leader).len(), 3);
+        cluster.start(follower, words);
+        cluster.wait_formed(&ALL);
+    }
+}
+
+#[test]
+fn a_leave_that_nobody_confirms_is_69_and_the_agent_ends_all_the_same() {
+    let Some(mut cluster) = formed(
+        "a_leave_that_nobody_confirms_is_69_and_the_agent_ends_all_the_same",
+        &["--leave=always", "--grace-period=5s"],
+    ) else {
+        return;
+    };
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.signal(0, Signal::SIGTERM);
+    assert_eq!(cluster.wait(0).code(), Some(69), "{}", cluster.log(0));
+    assert!(cluster.log(0).contains("could not confirm the leave"), "{}", cluster.log(0));
+}
+
+#[test]
+fn an_agent_that_ends_by_itself_gives_its_own_code() {
+    let Some(mut cluster) = formed("an_agent_that_ends_by_itself_gives_its_own_code", &[]) else { return };
+    let agent = fs::read_to_string(format!("/proc/{0}/task/{0}/children", cluster.pid(1))).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+    let status = cluster.wait(1);
+    assert_eq!((status.code(), status.signal()), (Some(137), None));
+}
+
+#[test]
+fn the_checks_tell_a_voter_from_one_that_is_none() {
+    let Some(mut cluster) = cluster("the_checks_tell_a_voter_from_one_that_is_none") else { return };
+    let check = |cluster: &Cluster, ordinal: u8, what: &str| {
+        let output = cluster.convene(ordinal, &["check", what]).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let (code, line) = check(&cluster, 0, "live");
+    assert_eq!(code, 1, "{line}");
+    cluster.start(0, &[]);
+    cluster.wait_for("an agent", || cluster.get(0, "/v1/agent/self").is_some());
+    // Alone it is alive, and neither joined nor ready.
+    cluster.wait_for("it to be live by itself", || check(&cluster, 0, "live").1 == "live: the agent answers");
+    assert_eq!(check(&cluster, 0, "joined").0, 1);
+    let (code, line) = check(&cluster, 0, "ready");
+    assert_eq!((code, line.as_str()), (1, "not ready: no leader is known"));
+    cluster.publish_all();
+    cluster.start(1, &[]);
+    cluster.start(2, &[]);
+    cluster.wait_formed(&ALL);
+    for ordinal in ALL {
+        cluster.wait_for("readiness", || check(&cluster, ordinal, "ready").0 == 0);
+        assert!(check(&cluster, ordinal, "ready").1.contains("leader's view: a voter"));
+        let (code, line) = check(&cluster, ordinal, "joined");
+        assert_eq!(code, 0, "{line}");
+        assert!(line.contains("3 servers alive"), "{line}");
+    }
+    // A server in the configuration as a non-voter is not ready: one that returns with an empty disk is that at first.
+    let (follower, leader) = roles(&cluster);
+    cluster.kill(follower);
+    assert_eq!(
+        cluster.delete(leader, &format!("/v1/operator/raft/peer?address={}:8300", cluster.ip(follower))),
+        Some(200)
+    );
+    fs::remove_dir_all(cluster.data(follower)).unwrap();
+    fs::create_dir(cluster.data(follower)).unwrap();
+    cluster.start(follower, &[]);
+    cluster.wait_for("a non-voter", || cluster.peers(leader).len() == 3);
+    let (code, line) = check(&cluster, follower, "ready");
+    assert_eq!(code, 1, "{line}");
+}
