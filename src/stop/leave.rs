@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 /// How often the others are asked whether they have let us go.
@@ -114,9 +114,7 @@ impl Leaver {
                     }
                     View::Listed(text) => last = text,
                 },
-            }
-            if Instant::now() >= deadline {
-                return Err(LeaveError::Unconfirmed { last, waited: begun.elapsed() });
+                () = sleep_until(deadline) => return Err(LeaveError::Unconfirmed { last, waited: begun.elapsed() }),
             }
         }
     }

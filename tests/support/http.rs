@@ -37,6 +37,8 @@ pub enum Reply {
     Close,
     /// A status, headers and a body.
     WithHeaders(u16, Vec<(String, String)>, String),
+    /// 200 and a file.
+    Bytes(Vec<u8>),
     /// 200 and a length that the body does not reach before the connection is closed.
     CutShort(String),
 }
@@ -268,7 +270,8 @@ fn serve(stream: &TcpStream, state: &State) -> std::io::Result<()> {
             headers.push(length(&body));
             send(stream, status, &headers, &body)
         }
-        Reply::CutShort(body) => send(stream, 200, &json(&format!("{body}, and more")), &body),
+        Reply::Bytes(body) => send(stream, 200, &[("Content-Length".to_owned(), body.len().to_string())], body),
+        Reply::CutShort(body) => send(stream, 200, &json(&format!("{body}, and more")), body),
         Reply::Close => Ok(()),
         Reply::Nothing => BufReader::new(stream).read_until(0, &mut Vec::new()).map(|_| ()),
         Reply::Endless => {
@@ -311,11 +314,17 @@ fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
     Ok(Some(request))
 }
 
-fn send(mut stream: &TcpStream, status: u16, headers: &[(String, String)], body: &str) -> std::io::Result<()> {
+fn send(
+    mut stream: &TcpStream,
+    status: u16,
+    headers: &[(String, String)],
+    body: impl AsRef<[u8]>,
+) -> std::io::Result<()> {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let reason = if status < 400 { "Fine" } else { "Not Fine" };
-    let text = format!("HTTP/1.1 {status} {reason}\r\nConnection: close\r\n{headers}\r\n{body}");
-    stream.write_all(text.as_bytes())
+    let text = format!("HTTP/1.1 {status} {reason}\r\nConnection: close\r\n{headers}\r\n");
+    // One write: a client that sees the head alone may hang up before the body is out.
+    stream.write_all(&[text.as_bytes(), body.as_ref()].concat())
 }
 
 /// How many bytes of body went out.

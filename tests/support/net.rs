@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The blocks are 127.64.0 to 127.127.255; 127.0.b is what people and other programs use.
@@ -61,8 +61,13 @@ impl LoopbackBlock {
         format!("{}:{port}", self.ip(host))
     }
 
-    /// None when another process or thread has the block, or another user's file is in the way.
-    fn lock(second: u8, third: u8) -> Option<Self> {
+    /// The file whose lock makes the block ours.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// This very block, its ports untried. None when another process or thread has the block, or another user's file is in the way.
+    pub fn lock(second: u8, third: u8) -> Option<Self> {
         let path = std::env::temp_dir().join(format!("convene-loopback-127.{second}.{third}"));
         let file = File::options().create(true).append(true).open(&path).ok()?;
         file.try_lock().ok()?;
@@ -73,7 +78,7 @@ impl LoopbackBlock {
     }
 
     /// The first of Consul's addresses in this block that somebody listens at.
-    fn taken(&self) -> Option<SocketAddr> {
+    pub fn taken(&self) -> Option<SocketAddr> {
         let addrs = (2..=4).flat_map(|host| PORTS.map(|port| SocketAddr::from((self.ip(host), port))));
         addrs.into_iter().find(|addr| TcpListener::bind(addr).is_err() || UdpSocket::bind(addr).is_err())
     }

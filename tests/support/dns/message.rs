@@ -1,6 +1,8 @@
 //! How does an answer look on the wire? Takes the query and the records, gives bytes that fit a limit. hickory writes the
-//! header and the question; the records are written here, because hickory gives up compressing names after some
-//! hundreds of them and 3,000 addresses would then not fit one message (RFC 1035, section 4.1). It never decides anything.
+//! header and the question; the records are written here, because hickory compresses only the first 120 names of a
+//! message, and 3,000 addresses would then not fit 64 KiB (RFC 1035, section 4.1). It never decides anything.
+
+use std::collections::HashMap;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 
@@ -15,8 +17,11 @@ const SRV: u16 = 33;
 const OPT: u16 = 41;
 const CLASS_IN: u16 = 1;
 
-/// A pointer to the name of the question, which always stands behind the 12 bytes of the header.
-const QUESTION: [u8; 2] = [0xc0, 12];
+/// Where the name of the question stands: behind the header.
+const QUESTION: usize = 12;
+
+/// A pointer has 14 bits, so a name beyond this cannot be pointed to.
+const FARTHEST: usize = 0x3fff;
 
 /// The payload by UDP that we claim to take, in bytes.
 const OUR_PAYLOAD: u16 = 1232;
@@ -44,9 +49,12 @@ pub fn encode(query: &Message, code: ResponseCode, records: &[Record], limit: us
 
     let mut count: u16 = 0;
     let mut cut = cut;
+    // Where each owner stands that was written so far.
+    let mut places = HashMap::from([(name.as_str(), QUESTION)]);
     for record in records {
-        let record = wire(record, &name);
-        if bytes.len() + record.len() + tail.len() > limit {
+        let here = bytes.len();
+        let record = wire(record, *places.entry(&record.owner).or_insert(here), here);
+        if here + record.len() + tail.len() > limit {
             cut = true;
             break;
         }
@@ -61,8 +69,10 @@ pub fn encode(query: &Message, code: ResponseCode, records: &[Record], limit: us
     (bytes, cut)
 }
 
-fn wire(record: &Record, question: &str) -> Vec<u8> {
-    let owner = if record.owner == question { QUESTION.to_vec() } else { labels(&record.owner) };
+/// The bytes of a record that begins `here` and whose owner stands at `place` for the first time.
+fn wire(record: &Record, place: usize, here: usize) -> Vec<u8> {
+    let pointer = u16::try_from(place).ok().filter(|_| place < here && place <= FARTHEST);
+    let owner = pointer.map_or_else(|| labels(&record.owner), |place| (0xc000 | place).to_be_bytes().to_vec());
     let (kind, data) = match &record.data {
         Data::Address(std::net::IpAddr::V4(a)) => (A, a.octets().to_vec()),
         Data::Address(std::net::IpAddr::V6(a)) => (AAAA, a.octets().to_vec()),
