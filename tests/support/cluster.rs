@@ -40,6 +40,11 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of `size` servers, of which none runs yet and no name is known yet.
     pub fn new(program: impl Into<PathBuf>, consul: impl Into<PathBuf>, size: u8) -> Self {
+        Self::at(loopback_block(), program, consul, size)
+    }
+
+    /// The same at given addresses.
+    pub fn at(block: LoopbackBlock, program: impl Into<PathBuf>, consul: impl Into<PathBuf>, size: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for ordinal in 0..size {
             std::fs::create_dir(folder.path().join(ordinal.to_string())).unwrap();
@@ -47,7 +52,7 @@ impl Cluster {
         Self {
             program: program.into(),
             consul: consul.into(),
-            block: loopback_block(),
+            block,
             folder,
             dns: ScriptedDns::zone(),
             running: (0..size).map(|_| None).collect(),

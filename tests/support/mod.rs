@@ -16,5 +16,6 @@ pub mod dns;
 pub mod http;
 pub mod net;
 pub mod port;
+#[cfg(test)]
 pub mod program;
 pub mod skip;
