@@ -41,8 +41,14 @@ pub struct Task {
 }
 
 /// What a CMD that cannot be started ends in.
-pub fn start_failure(error: &StartError) -> Failure {
-    Failure::from_error(error.code(), error)
+///
+/// # Errors
+/// All but a signal that came first, whose exit code is given.
+pub fn not_started(error: &StartError) -> Result<u8, Failure> {
+    match error {
+        StartError::Stopped { signal } => Ok(pid1::exit_code_of(*signal)),
+        other => Err(Failure::from_error(other.code().unwrap_or(Code::Spawn), other)),
+    }
 }
 
 /// Prepares, unless a signal ends it first.
@@ -63,7 +69,7 @@ pub async fn prepare_or_stop(
             signal = signals.next() => match signal {
                 Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => {
                     info!(signal = signal.as_str(), "stopped before the agent was started");
-                    return Ok(Err(pid1::killed_by(signal)));
+                    return Ok(Err(pid1::exit_code_of(signal)));
                 }
                 _ => {}
             },
@@ -83,10 +89,7 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
     };
     if task.exec {
         // The lock ends with the exec; whoever waits for it may go on then.
-        if let Some(signal) = signals.pending_stop() {
-            return Ok(pid1::killed_by(signal));
-        }
-        return Err(start_failure(&pid1::exec(signals, &task.command)));
+        return not_started(&pid1::exec(signals, &task.command));
     }
     let agent = own_agent(node, &prepared).await?;
     let leaver = Leaver {
@@ -96,7 +99,10 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
         addresses: node.local.own_addresses.iter().chain(&prepared.record.addresses).copied().collect(),
         role: node.role,
     };
-    let supervisor = Supervisor::start(signals, &task.command).map_err(|error| start_failure(&error))?;
+    let supervisor = match Supervisor::start(signals, &task.command) {
+        Ok(supervisor) => supervisor,
+        Err(error) => return not_started(&error),
+    };
     info!(pid = supervisor.child().as_raw(), "started the agent");
     supervise(supervisor, node, stop, agent, leaver, prepared).await
 }

@@ -240,7 +240,6 @@ fn an_error_is_not_an_empty_answer() {
         assert_eq!(seen.code, 69, "{answer:?}: {}", seen.stdout);
         seen.ends(69, &[&format!("source dns:{NAME} failed"), part]);
     }
-    let dns = ScriptedDns::zone();
     let looping = ScriptedDns::zone();
     looping.set(NAME, RecordType::CNAME, Answer::CnameLoop);
     discover(&looping, &format!("dns:{NAME}"), &[]).ends(69, &["it is an alias that leads to no address"]);
