@@ -98,7 +98,7 @@ async fn ready(local: &Local, agent: &Agent) -> Result<String, String> {
     let server =
         described.as_ref().map(|described| described.config.server).or(local.role.map(|role| role == Role::Server));
     if server == Some(false) {
-        return joined(agent).await.map(|line| format!("ready, {line}")).map_err(|why| not(why));
+        return joined(agent).await.map(|line| format!("ready, {line}")).map_err(not);
     }
     let own = described.as_ref().map(own_view).transpose().map_err(not)?.unwrap_or("own view: no agent:read");
     let theirs = leaders_view(local, agent, described.as_ref()).await.map_err(not)?;

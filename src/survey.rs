@@ -108,6 +108,27 @@ impl Survey {
     }
 }
 
+// === impl SourceReport ===
+
+impl SourceReport {
+    fn empty(source: String) -> Self {
+        Self { source, outcome: Ok(0), blind: false, took: Duration::ZERO }
+    }
+
+    /// Adds one of the source's questions; a problem with any of them is the source's.
+    fn add(&mut self, asked: &Asked, known: &Known, problem: Option<&str>, took: Duration) {
+        self.took = self.took.max(took);
+        match (problem, &mut self.outcome) {
+            (Some(problem), outcome) => {
+                *outcome = Err(problem.to_owned());
+                self.blind |= asked.names_servers() && known.ever.is_empty();
+            }
+            (None, Ok(named)) => *named += asked.counted(known),
+            (None, Err(_)) => {}
+        }
+    }
+}
+
 // === impl Surveyor ===
 
 impl Surveyor {
@@ -157,51 +178,33 @@ impl Surveyor {
     /// Asks every source at once; each has its own deadline.
     async fn find(&mut self) -> (Vec<SourceReport>, Vec<Candidate>) {
         let mut lookups = JoinSet::new();
-        let mut wanted: Vec<(usize, String, Asked)> = Vec::new();
-        for (index, source) in self.settings.sources.iter().enumerate() {
-            wanted.extend(self.questions(source).into_iter().map(|asked| (index, asked.key(), asked)));
-        }
-        for (index, _, asked) in &wanted {
-            let (index, asked, dns, deadline) = (*index, asked.clone(), self.dns.clone(), self.settings.timeout);
+        let sources = self.settings.sources.clone();
+        for (index, asked) in sources
+            .iter()
+            .enumerate()
+            .flat_map(|(index, source)| self.questions(source).into_iter().map(move |asked| (index, asked)))
+        {
+            let (dns, deadline) = (self.dns.clone(), self.settings.timeout);
             lookups.spawn(async move {
                 let begun = Instant::now();
                 let answer = asked.resolve(&dns, deadline).await;
-                (index, asked, answer, begun.elapsed())
+                Answered { index, asked, answer, took: begun.elapsed() }
             });
         }
-        let mut answers: BTreeMap<(usize, String), (Result<BTreeSet<IpAddr>, String>, Duration)> = BTreeMap::new();
-        while let Some(done) = lookups.join_next().await {
-            // INVARIANT: a lookup neither panics nor is aborted while the set lives, so the error arm is never taken; a missing
-            // answer would count as a failure below, never as an empty one.
-            if let Ok((index, asked, answer, took)) = done {
-                answers.insert((index, asked.key()), (answer, took));
-            }
-        }
-        let mut reports = Vec::new();
+        let mut answers = lookups.join_all().await;
+        // In the order of the questions, so that the same world gives the same survey.
+        answers.sort_by_key(|answered| (answered.index, answered.asked.key()));
+        let mut reports: Vec<SourceReport> =
+            sources.iter().map(|source| SourceReport::empty(source.to_string())).collect();
         let mut candidates = Vec::new();
-        for (index, source) in self.settings.sources.clone().iter().enumerate() {
-            let mine: Vec<&(usize, String, Asked)> = wanted.iter().filter(|(of, _, _)| *of == index).collect();
-            let mut report =
-                SourceReport { source: source.to_string(), outcome: Ok(0), blind: false, took: Duration::ZERO };
-            let mut named = 0;
-            for (_, key, asked) in mine {
-                let (answer, took) = answers
-                    .remove(&(index, key.clone()))
-                    .unwrap_or_else(|| (Err("it was not asked".to_owned()), Duration::ZERO));
-                report.took = report.took.max(took);
-                let problem = self.learn(key, answer);
-                let known = self.known.get(key).cloned().unwrap_or_default();
-                named += asked.counted(&known);
-                if let Some(problem) = &problem {
-                    report.outcome = Err(problem.clone());
-                    report.blind |= asked.names_servers() && known.ever.is_empty();
-                }
-                candidates.extend(asked.candidates(&known, problem));
+        for answered in answers {
+            let (index, asked, took) = (answered.index, answered.asked, answered.took);
+            let problem = self.learn(&asked.key(), answered.answer);
+            let known = self.known.get(&asked.key()).cloned().unwrap_or_default();
+            if let Some(report) = reports.get_mut(index) {
+                report.add(&asked, &known, problem.as_deref(), took);
             }
-            if report.outcome.is_ok() {
-                report.outcome = Ok(named);
-            }
-            reports.push(report);
+            candidates.extend(asked.candidates(&known, problem));
         }
         (reports, merged(candidates))
     }
@@ -270,6 +273,15 @@ impl Surveyor {
         }
         heard
     }
+}
+
+/// A question and what came of it.
+struct Answered {
+    /// Which source.
+    index: usize,
+    asked: Asked,
+    answer: Result<BTreeSet<IpAddr>, String>,
+    took: Duration,
 }
 
 /// One question to a source.

@@ -1,5 +1,8 @@
 //! Looking at who is there, against DNS and HTTP servers on real sockets that answer well, badly, or not at all.
 
+// A panic is how a test fails; clippy's own exception for tests covers `#[test]` functions only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "support/mod.rs"]
 mod support;
 
