@@ -11,7 +11,7 @@ use convene::cli::{
 use convene::exit::{Code, Failure};
 use convene::init::{settings_failure, volume_failure};
 use convene::run::pid1::{self, Signals};
-use convene::run::{STRAGGLERS, Task, not_started, prepare_or_stop, run};
+use convene::run::{Task, not_started, prepare_or_stop, run};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
 use convene::settings::read::{Env, Reader, SettingsError};
 use convene::settings::{
@@ -118,7 +118,8 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
                 "--plain and --exec contradict each other: --plain supervises CMD, --exec becomes it; give one",
             ));
         }
-        return pid1::plain(signals, &args.command, STRAGGLERS).await.or_else(|error| not_started(&error));
+        let grace = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?.grace;
+        return pid1::plain(signals, &args.command, grace).await.or_else(|error| not_started(&error));
     }
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
     let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));

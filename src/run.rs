@@ -14,7 +14,7 @@ use crate::settings::{Leave, Node, Stop};
 use crate::stop::leave::{LeaveError, Leaver, Left};
 use crate::stop::{Busy, deadline};
 use nix::sys::signal::Signal;
-use pid1::{Happened, Signals, StartError, Supervisor};
+use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use std::ffi::OsString;
 use std::future::Future;
 use std::pin::Pin;
@@ -22,9 +22,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 use watch::Watch;
-
-/// How long stragglers may take when the agent ended by itself: a container that restarts should be back soon.
-pub const STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// How long an agent takes that is told to end, less in almost every case.
 pub const ENDING: Duration = Duration::from_secs(1);

@@ -22,11 +22,15 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::stop::deadline;
 use tokio::time::Instant;
 
 pub use signals::{BlockError, Signals};
 pub use spawn::StartError;
 pub use supervise::{Happened, Supervisor};
+
+/// How long stragglers may take when CMD ended by itself: a container that restarts should be back soon.
+pub const STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// What a process that `signal` killed exits with, by the convention of shells: 128 and its number.
 pub fn exit_code_of(signal: nix::sys::signal::Signal) -> u8 {
@@ -35,21 +39,27 @@ pub fn exit_code_of(signal: nix::sys::signal::Signal) -> u8 {
 
 /// Is an init for `command` and nothing else: starts it, forwards every signal from 1 to 31 but KILL,
 /// STOP and CHLD, and gives its exit code, or 128 and the number of the signal that killed it. What it left
-/// behind gets TERM, and KILL after `straggler_wait`.
+/// behind gets TERM, and KILL at the deadline: that of the stop when there was a TERM, else [`STRAGGLERS`].
 ///
 /// # Errors
 ///
 /// When `command` could not be started.
-pub async fn plain(signals: Signals, command: &[OsString], straggler_wait: Duration) -> Result<u8, StartError> {
+pub async fn plain(signals: Signals, command: &[OsString], grace: Duration) -> Result<u8, StartError> {
     let mut supervisor = Supervisor::start(signals, command)?;
+    let mut stop_by = None;
     let code = loop {
         match supervisor.next().await {
             Happened::Ended(code) => break code,
-            Happened::Signalled(signal) => supervisor.forward(signal),
+            Happened::Signalled(signal) => {
+                if signal == nix::sys::signal::Signal::SIGTERM && stop_by.is_none() {
+                    stop_by = Some(deadline(Instant::now(), grace));
+                }
+                supervisor.forward(signal);
+            }
         }
     };
-    let now = Instant::now();
-    supervisor.finish(now.checked_add(straggler_wait).unwrap_or(now)).await;
+    let by_itself = || deadline(Instant::now(), grace).min(Instant::now() + STRAGGLERS);
+    supervisor.finish(stop_by.unwrap_or_else(by_itself)).await;
     Ok(code)
 }
 

@@ -1,0 +1,208 @@
+//! Do the files around the program keep their promises? Reads the Dockerfile, the Makefile, deny.toml and .ci/run as text, since
+//! nothing here can build an image, and asks `make` itself what it offers.
+
+// Clippy's own exception for tests covers `#[test]` functions only.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::unwrap_used)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use support::skip::needs_program;
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("could not read {file}: {e}"))
+}
+
+/// The lines that are no comments.
+fn said(file: &str) -> Vec<String> {
+    read(file)
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The Dockerfile's instructions (`FROM`, and what follows it), their continued lines joined.
+fn instructions() -> Vec<(String, String)> {
+    let joined = said("Dockerfile").join("\n").replace("\\\n", " ");
+    let split = |line: &str| line.split_once(' ').map(|(word, rest)| (word.to_owned(), rest.trim().to_owned()));
+    joined.lines().map(|line| split(line).unwrap_or_else(|| panic!("not an instruction: {line}"))).collect()
+}
+
+/// What the image itself is made of: the instructions after the last FROM, and that one.
+fn image() -> Vec<(String, String)> {
+    let all = instructions();
+    let last = all.iter().rposition(|(word, _)| word == "FROM").expect("a stage");
+    all[last..].to_vec()
+}
+
+fn values<'a>(of: &'a [(String, String)], word: &str) -> Vec<&'a str> {
+    of.iter().filter(|(first, _)| first == word).map(|(_, rest)| rest.as_str()).collect()
+}
+
+/// Every `make WORD` that stands in a file as a command: at the start of a line or of `code`, or as a word of a script.
+fn make_targets_named_in(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        for (at, _) in line.match_indices("make ") {
+            let before = line[..at].trim_start_matches(['$', ' ']);
+            let is_command = before.is_empty() || before.ends_with('`') || before.ends_with("&& ");
+            let target: String = line[at + 5..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            if is_command && !target.is_empty() {
+                found.insert(target);
+            }
+        }
+    }
+    found
+}
+
+/// The targets that `.PHONY` lists.
+fn make_targets() -> BTreeSet<String> {
+    let makefile = read("Makefile");
+    let phony = makefile.lines().find_map(|line| line.strip_prefix(".PHONY:")).expect("a .PHONY line");
+    phony.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_image_holds_the_program_and_its_licence_and_nothing_else() {
+    let image = image();
+    assert_eq!(values(&image, "FROM"), ["scratch"]);
+    assert_eq!(values(&image, "COPY"), ["LICENSE /LICENSE", "--from=build /build/target/release/convene /convene"]);
+    assert_eq!(values(&image, "ADD"), [""; 0]);
+    assert_eq!(values(&image, "RUN"), [""; 0], "an empty image has nothing to run");
+}
+
+#[test]
+fn the_image_starts_convene_itself_as_the_user_of_consuls_image() {
+    let image = image();
+    assert_eq!(values(&image, "USER"), ["100:1000"]);
+    assert_eq!(values(&image, "ENTRYPOINT"), [r#"["/convene"]"#]);
+    assert_eq!(values(&image, "CMD"), [""; 0]);
+}
+
+#[test]
+fn the_image_says_the_version_and_the_licence_of_the_package() {
+    let image = image();
+    let labels = values(&image, "LABEL").join(" ");
+    for (label, value) in [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("description", env!("CARGO_PKG_DESCRIPTION")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+    ] {
+        let wanted = format!("org.opencontainers.image.{label}=\"{value}\"");
+        assert!(labels.contains(&wanted), "{wanted} is not in: {labels}");
+    }
+}
+
+#[test]
+fn the_image_is_built_from_locked_crates_by_a_named_rust_that_is_new_enough() {
+    let all = instructions();
+    let builds: Vec<&str> = values(&all, "RUN").into_iter().filter(|run| run.contains("cargo ")).collect();
+    assert!(!builds.is_empty());
+    for build in builds {
+        assert!(build.contains("--locked"), "{build}");
+    }
+    let bases: Vec<&str> = values(&all, "FROM").into_iter().filter(|base| *base != "scratch").collect();
+    assert_eq!(bases.len(), 1, "{bases:?}");
+    let image = bases[0].split_whitespace().next().unwrap();
+    let (name, tag) = image.split_once(':').expect("a tag, so that it is not the latest");
+    assert_eq!(name, "rust");
+    let (version, system) = tag.split_once('-').expect("version and system");
+    assert!(system.starts_with("alpine"), "musl makes the binary static; {system} may not be musl");
+    let number = |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().unwrap()).collect() };
+    assert!(number(version) >= number(env!("CARGO_PKG_RUST_VERSION")), "{version}");
+}
+
+#[test]
+fn the_image_build_is_given_no_secret_and_only_what_it_copies() {
+    let all = instructions();
+    for (word, rest) in &all {
+        assert!(!["ARG", "ENV", "ADD"].contains(&word.as_str()), "{word} {rest}: a value may stay in a layer");
+        for secret in ["secret", "token", "password"] {
+            assert!(!rest.to_lowercase().contains(secret), "{word} {rest}");
+        }
+    }
+    let ignored = said(".dockerignore");
+    assert_eq!(ignored[0], "*");
+    let allowed: BTreeSet<&str> =
+        ignored[1..].iter().map(|line| line.strip_prefix('!').expect("an exception")).collect();
+    let mut copied = BTreeSet::new();
+    for copy in values(&all, "COPY").into_iter().filter(|copy| !copy.contains("--from=")) {
+        let words: Vec<&str> = copy.split_whitespace().collect();
+        copied.extend(words[..words.len() - 1].to_vec());
+    }
+    assert_eq!(allowed, copied);
+}
+
+#[test]
+fn the_changelog_and_the_licence_are_there_and_whole() {
+    let changelog = read("CHANGELOG.md");
+    assert!(changelog.contains("## [Unreleased]"));
+    let licence = read("LICENSE");
+    assert!(licence.contains("Version 2.0, January 2004") && licence.contains("END OF TERMS AND CONDITIONS"));
+}
+
+#[test]
+fn the_crates_that_deny_toml_forbids_are_not_locked() {
+    let deny = read("deny.toml");
+    let banned: Vec<&str> =
+        deny.lines().filter_map(|line| line.trim().strip_prefix("{ crate = \"")?.split('"').next()).collect();
+    for name in ["openssl", "native-tls", "aws-lc-sys"] {
+        assert!(banned.contains(&name), "{name} is not in {banned:?}");
+    }
+    let lock = read("Cargo.lock");
+    for name in banned {
+        assert!(!lock.contains(&format!("name = \"{name}\"\n")), "{name} is in Cargo.lock");
+    }
+}
+
+#[test]
+fn make_alone_lists_every_target() {
+    if !needs_program("make_alone_lists_every_target", "make") {
+        return;
+    }
+    // By a make that calls the tests its flags and level are handed down; here it is a person's first word.
+    let output = Command::new("make")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .stdin(Stdio::null())
+        .output()
+        .expect("make starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let listed: BTreeSet<String> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).expect("make TARGET what").to_owned())
+        .collect();
+    assert_eq!(listed, make_targets());
+}
+
+#[test]
+fn every_make_target_that_a_text_names_exists() {
+    let targets = make_targets();
+    let mut named = BTreeSet::new();
+    for file in ["README.md", "CHANGELOG.md", ".ci/run"] {
+        // README is the last file that is written.
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default();
+        named.extend(make_targets_named_in(&text));
+    }
+    assert!(named.contains("demo") && named.contains("test"), "{named:?}");
+    assert!(named.is_subset(&targets), "{:?}", named.difference(&targets));
+}
+
+#[test]
+fn ci_runs_what_people_run() {
+    let script = said(".ci/run");
+    for target in ["lint", "test", "static", "demo", "bench"] {
+        let call = format!("make {target}");
+        assert!(script.iter().any(|line| line.contains(&call)), ".ci/run does not call {call}");
+    }
+    assert!(script.iter().any(|line| line == "set -euo pipefail"));
+    assert!(script.iter().any(|line| line.contains("CONVENE_STRICT=1 make test")), "a skipped test must fail CI");
+}

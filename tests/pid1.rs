@@ -1,0 +1,640 @@
+//! Does the built binary behave as an init? Runs `convene run --plain` (and `--exec`) both as a plain
+//! process and as PID 1 of a namespace, with small shell scripts as CMD.
+//!
+//! It never waits for a time to pass: only for a line, a file, a state of a process or its end. A test that
+//! hangs is ended by a guard after a minute and fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy.toml allows them in tests, but not in a test file's own functions"
+)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const CONVENE: &str = env!("CARGO_BIN_EXE_convene");
+/// Of it stragglers get all but a reserve of 3 s, and 10 s at most when nobody sent a TERM.
+const GRACE: &str = "CONVENE_GRACE_PERIOD";
+/// Far more than any test takes on a busy machine.
+const HANG: Duration = Duration::from_secs(60);
+const PLAIN: [&str; 4] = [CONVENE, "run", "--plain", "--"];
+const AS_PID_1: [&str; 3] = ["unshare", "-pf", "--mount-proc"];
+
+/// A started command line: its stdout is read by the test, and the guard ends it when it hangs.
+struct Run {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    _ended: Sender<()>,
+}
+
+impl Run {
+    fn start(words: &[&str]) -> Self {
+        Self::start_with(words, |_| {})
+    }
+
+    fn start_with(words: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().expect("the command starts");
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let pid = pid_of(&child);
+        let (ended, has_ended) = channel::<()>();
+        thread::spawn(move || {
+            use std::sync::mpsc::RecvTimeoutError::Timeout;
+            if has_ended.recv_timeout(HANG) == Err(Timeout) {
+                // The whole tree, or a straggler that holds stdout keeps the test.
+                for pid in tree(pid) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+        });
+        Self { child, stdout, _ended: ended }
+    }
+
+    fn pid(&self) -> Pid {
+        pid_of(&self.child)
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("stdout is text");
+        line.trim_end().to_owned()
+    }
+
+    /// Reads stdout to its end, which comes when all that inherited it are dead, and waits for the process.
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).expect("stdout is text");
+        (self.child.wait().expect("it can be waited for"), rest)
+    }
+
+    fn code(self) -> Option<i32> {
+        self.end().0.code()
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().expect("a pid is positive"))
+}
+
+/// `pid` and its descendants.
+fn tree(pid: Pid) -> Vec<Pid> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while at < all.len() {
+        all.extend(children(all[at]));
+        at += 1;
+    }
+    all
+}
+
+fn children(pid: Pid) -> Vec<Pid> {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .map(|pid| Pid::from_raw(pid.parse().expect("a pid is a number")))
+        .collect()
+}
+
+/// Asks again and again until the answer is yes; the guard of the run that is asked about ends a hang.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < HANG, "hung: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The words of `sets`, one after another.
+fn words<'a>(sets: &[&[&'a str]]) -> Vec<&'a str> {
+    sets.concat()
+}
+
+fn plain<'a>(command: &[&'a str]) -> Vec<&'a str> {
+    words(&[&PLAIN, command])
+}
+
+/// All that `--exec` needs to be done with preparing at once: a client whose server's address is given.
+fn settled<'a>(run: &'a mut Command, folder: &tempfile::TempDir) -> &'a mut Command {
+    run.env("CONVENE_ROLE", "client").env("CONVENE_NODE_NAME", "n").env("CONVENE_DISCOVER", "static:127.255.255.253");
+    run.env("CONVENE_DATA_DIR", folder.path())
+}
+
+fn sh(script: &str) -> [&str; 3] {
+    ["sh", "-c", script]
+}
+
+/// The field of a status file that is a mask of signals.
+fn mask(status: &str, name: &str) -> u64 {
+    let value =
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("the status has the field");
+    u64::from_str_radix(value.trim(), 16).expect("a mask is hexadecimal")
+}
+
+fn status(pid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+fn bit(signal: Signal) -> u64 {
+    1 << (signal as i32 - 1)
+}
+
+/// Whether this machine lets us be PID 1 of a namespace; if not, says that `test` was skipped.
+fn can_be_pid_1(test: &str) -> bool {
+    let tried = Command::new(AS_PID_1[0]).args(&AS_PID_1[1..]).arg("true").stderr(Stdio::null()).status();
+    let can = tried.is_ok_and(|status| status.success());
+    if !can {
+        support::skip::skip(test, "unshare -pf --mount-proc is not allowed here");
+    }
+    can
+}
+
+/// Both ways to run: as a plain process, and as PID 1 where that is possible.
+fn both_ways(test: &str) -> Vec<Vec<&'static str>> {
+    let mut ways = vec![PLAIN.to_vec()];
+    if can_be_pid_1(test) {
+        ways.push(words(&[&AS_PID_1, &PLAIN]));
+    }
+    ways
+}
+
+/// The process of convene in a run: the run itself, or the child of `unshare`.
+fn convene_of(run: &Run) -> Pid {
+    tree(run.pid())
+        .into_iter()
+        .find(|pid| {
+            fs::read_link(format!("/proc/{pid}/exe"))
+                .is_ok_and(|exe| exe == fs::canonicalize(CONVENE).expect("convene is there"))
+        })
+        .expect("convene runs")
+}
+
+// === Exit codes ===
+
+#[test]
+fn the_exit_code_is_the_commands_own() {
+    for way in both_ways("the_exit_code_is_the_commands_own") {
+        for code in [0, 1, 7, 126, 143, 255] {
+            let script = format!("exit {code}");
+            let run = Run::start(&words(&[&way, &sh(&script)]));
+            assert_eq!(run.code(), Some(code), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_command_killed_by_a_signal_gives_128_and_its_number() {
+    for way in both_ways("a_command_killed_by_a_signal_gives_128_and_its_number") {
+        // 34 and 64 are real-time signals.
+        for number in [1, 2, 6, 9, 11, 13, 15, 34, 64] {
+            let script = format!("ulimit -c 0; kill -{number} $$");
+            let run = Run::start(&words(&[&way, &sh(&script)]));
+            assert_eq!(run.code(), Some(128 + number), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_command_that_is_not_found_gives_127_and_one_that_cannot_be_executed_126() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str, mode: u32| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode set");
+        path.to_str().expect("the path is text").to_owned()
+    };
+    let not_executable = write("plain-file", "#!/bin/sh\n", 0o644);
+    let no_format = write("no-format", "echo it ran\n", 0o755);
+    let no_interpreter = write("no-interpreter", "#!/no/such/interpreter\n", 0o755);
+    let below_a_file = format!("{not_executable}/x");
+    let a_folder = folder.path().to_str().expect("the path is text");
+    let cases = [
+        ("/no/such/file", 127),
+        ("no-such-file", 127),
+        ("", 127),
+        (below_a_file.as_str(), 127),
+        (no_interpreter.as_str(), 127),
+        (not_executable.as_str(), 126),
+        (no_format.as_str(), 126),
+        (a_folder, 126),
+        // On PATH, where only files that cannot be executed have the name.
+        ("plain-file", 126),
+    ];
+    for (command, code) in cases {
+        for mode in ["--plain", "--exec"] {
+            // glibc's execvp gives it to a shell, musl's does not.
+            if mode == "--exec" && command == no_format {
+                continue;
+            }
+            let run = Run::start_with(&[CONVENE, "run", mode, "--", command], |run| {
+                settled(run, &folder).env("PATH", folder.path()).stderr(Stdio::null());
+            });
+            assert_eq!(run.code(), Some(code), "{mode} {command:?}");
+        }
+    }
+}
+
+// === Signals ===
+
+#[test]
+fn every_signal_from_1_to_31_but_kill_stop_and_chld_is_forwarded() {
+    for way in both_ways("every_signal_from_1_to_31_but_kill_stop_and_chld_is_forwarded") {
+        // All are blocked in CMD, so that each stays pending, where its status shows it.
+        let (unshare, convene) = way.split_at(way.len() - PLAIN.len());
+        let mut run =
+            Run::start(&words(&[unshare, &["env", "--block-signal"], convene, &sh("echo ready; exec sleep 1000")]));
+        assert_eq!(run.line(), "ready");
+        let convene = convene_of(&run);
+        let command = children(convene)[0];
+        for signal in Signal::iterator() {
+            if let Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCHLD = signal {
+                continue;
+            }
+            kill(convene, signal).expect("convene lives");
+            until(&format!("{way:?} forwards {signal}"), || mask(&status(command), "ShdPnd") & bit(signal) != 0);
+        }
+        kill(command, Signal::SIGKILL).expect("the command lives");
+        assert_eq!(run.code(), Some(137));
+    }
+}
+
+#[test]
+fn a_chld_from_outside_is_not_forwarded() {
+    let mut run = Run::start(&words(&[&["env", "--block-signal"], &PLAIN, &sh("echo ready; exec sleep 1000")]));
+    assert_eq!(run.line(), "ready");
+    let command = children(run.pid())[0];
+    kill(run.pid(), Signal::SIGCHLD).expect("convene lives");
+    until("CHLD is read", || mask(&status(run.pid()), "ShdPnd") & bit(Signal::SIGCHLD) == 0);
+    // PWR has a higher number, so it is read later.
+    kill(run.pid(), Signal::SIGPWR).expect("convene lives");
+    until("PWR is forwarded", || mask(&status(command), "ShdPnd") & bit(Signal::SIGPWR) != 0);
+    assert_eq!(mask(&status(command), "ShdPnd"), bit(Signal::SIGPWR));
+    kill(command, Signal::SIGKILL).expect("the command lives");
+    run.end();
+}
+
+#[test]
+fn a_real_time_signal_does_not_end_the_supervisor() {
+    let run = Run::start(&plain(&sh("kill -34 $PPID; exit 5")));
+    assert_eq!(run.code(), Some(5));
+}
+
+#[test]
+fn a_term_ends_a_command_that_does_not_handle_it() {
+    for way in both_ways("a_term_ends_a_command_that_does_not_handle_it") {
+        let mut run = Run::start(&words(&[&way, &sh("echo ready; exec sleep 1000")]));
+        assert_eq!(run.line(), "ready");
+        kill(convene_of(&run), Signal::SIGTERM).expect("convene lives");
+        assert_eq!(run.code(), Some(143), "{way:?}");
+    }
+}
+
+#[test]
+fn a_second_term_is_forwarded_too() {
+    for way in both_ways("a_second_term_is_forwarded_too") {
+        let script = "n=0; trap 'n=$((n+1)); echo term $n' TERM; echo ready
+            while [ $n -lt 2 ]; do sleep 0.01; done; exit 3";
+        let mut run = Run::start(&words(&[&way, &sh(script)]));
+        assert_eq!(run.line(), "ready");
+        let convene = convene_of(&run);
+        kill(convene, Signal::SIGTERM).expect("convene lives");
+        assert_eq!(run.line(), "term 1");
+        kill(convene, Signal::SIGTERM).expect("convene lives");
+        assert_eq!(run.line(), "term 2");
+        assert_eq!(run.code(), Some(3), "{way:?}");
+    }
+}
+
+#[test]
+fn a_term_that_came_before_the_start_is_forwarded() {
+    for way in both_ways("a_term_that_came_before_the_start_is_forwarded") {
+        let (unshare, _) = way.split_at(way.len() - PLAIN.len());
+        // TERM stays blocked in the command, so it shows as pending there.
+        let run = Run::start(&words(&[
+            unshare,
+            &["env", "--block-signal=TERM"],
+            &sh("kill -TERM $$; exec \"$@\""),
+            &["sh"],
+            &PLAIN,
+            &["sleep", "1000"],
+        ]));
+        let mut command = None;
+        until("the command has the TERM", || {
+            command = tree(run.pid()).into_iter().find(|pid| status(*pid).starts_with("Name:\tsleep\n"));
+            command.is_some_and(|pid| mask(&status(pid), "ShdPnd") & bit(Signal::SIGTERM) != 0)
+        });
+        kill(command.expect("it was found"), Signal::SIGKILL).expect("the command lives");
+        assert_eq!(run.code(), Some(137), "{way:?}");
+    }
+}
+
+#[test]
+fn a_term_at_any_moment_of_the_start_ends_the_run() {
+    for _ in 0..100 {
+        let run = Run::start(&plain(&["sleep", "1000"]));
+        kill(run.pid(), Signal::SIGTERM).expect("it was not waited for yet");
+        let (status, _) = run.end();
+        // Before its main has begun, TERM kills convene itself.
+        let by_term = status.signal() == Some(15) || status.code() == Some(143);
+        assert!(by_term, "{status}");
+    }
+}
+
+#[test]
+fn a_stopped_command_has_not_ended_and_goes_on_after_a_cont() {
+    let mut run = Run::start(&plain(&sh("echo $$; kill -STOP $$; exit 8")));
+    let command = Pid::from_raw(run.line().parse().expect("a pid"));
+    until("the command stops", || status(command).contains("T (stopped)"));
+    kill(run.pid(), Signal::SIGCONT).expect("convene lives");
+    assert_eq!(run.code(), Some(8));
+}
+
+#[test]
+fn exec_with_a_term_pending_ends_with_143() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = Run::start_with(
+        &words(&[
+            &["env", "--block-signal=TERM"],
+            &sh("kill -TERM $$; exec \"$@\""),
+            &["sh", CONVENE, "run", "--exec", "--", "echo", "it ran"],
+        ]),
+        |run| {
+            settled(run, &folder).stderr(Stdio::null());
+        },
+    );
+    let (status, output) = run.end();
+    assert_eq!((status.code(), output.as_str()), (Some(143), ""));
+}
+
+// === What the command inherits ===
+
+/// The first 31 signals: glibc's posix_spawn ignores its own two, 32 and 33, in the child.
+const STANDARD: u64 = 0x7fff_ffff;
+
+#[test]
+fn the_command_gets_the_original_mask_and_dispositions() {
+    let starts: [&[&str]; 4] = [
+        &["env"],
+        &["sh", "-c", "trap '' HUP USR2; exec \"$@\"", "sh"],
+        &["env", "--ignore-signal=TERM", "--block-signal=USR1,INT"],
+        &["env", "--block-signal"],
+    ];
+    let cat = ["cat", "/proc/self/status"];
+    for start in starts {
+        let (_, direct) = Run::start(&words(&[start, &cat])).end();
+        for mode in ["--plain", "--exec"] {
+            let convene = [CONVENE, "run", mode, "--"];
+            let folder = tempfile::tempdir().expect("a folder");
+            let through = Run::start_with(&words(&[start, &convene, &cat]), |run| drop(settled(run, &folder)));
+            let (_, through) = through.end();
+            for field in ["SigBlk", "SigIgn"] {
+                assert_eq!(
+                    mask(&through, field) & STANDARD,
+                    mask(&direct, field) & STANDARD,
+                    "{field} by {start:?} {mode}"
+                );
+            }
+            for field in ["SigPnd", "ShdPnd"] {
+                assert_eq!(mask(&through, field), 0, "{field} by {start:?} {mode}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_command_gets_no_file_descriptor_more() {
+    let list = ["ls", "/proc/self/fd"];
+    let (_, direct) = Run::start(&list).end();
+    for start in [&["env"][..], &["env", "--ignore-signal=CHLD"]] {
+        for mode in ["--plain", "--exec"] {
+            let convene = [CONVENE, "run", mode, "--"];
+            let folder = tempfile::tempdir().expect("a folder");
+            let through = Run::start_with(&words(&[start, &convene, &list]), |run| drop(settled(run, &folder)));
+            let (_, through) = through.end();
+            assert_eq!(through, direct, "{start:?} {mode}");
+        }
+    }
+}
+
+#[test]
+fn the_command_gets_the_environment_whole() {
+    let show = ["env"];
+    let set = |run: &mut Command| {
+        run.env_clear().env("PATH", "/usr/bin:/bin").env("EMPTY", "").env("LINES", "a\nb=c");
+    };
+    let (_, direct) = Run::start_with(&show, set).end();
+    let (_, through) = Run::start_with(&plain(&show), set).end();
+    assert_eq!(through, direct);
+}
+
+#[test]
+fn the_command_leads_a_process_group_of_its_own() {
+    let script = "cut -d' ' -f5 /proc/$$/stat; echo $$";
+    let (_, output) = Run::start(&plain(&sh(script))).end();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[0], lines[1]);
+}
+
+#[test]
+fn the_command_has_the_terminal_and_convene_takes_it_back() {
+    let test = "the_command_has_the_terminal_and_convene_takes_it_back";
+    if Command::new("script").arg("--version").output().is_err() {
+        return support::skip::skip(test, "there is no `script` to make a terminal");
+    }
+    // Field 8 is the terminal's foreground group, field 5 the own group.
+    let script = format!(
+        "{CONVENE} run --plain -- sh -c 'echo during $(cut -d\" \" -f8,5 /proc/$$/stat)'; \
+         echo after $(cut -d' ' -f8,5 /proc/$$/stat)"
+    );
+    let run = Run::start(&["script", "-qec", &script, "/dev/null"]);
+    let (_, output) = run.end();
+    for when in ["during", "after"] {
+        let line = output.lines().find_map(|line| line.strip_prefix(when));
+        let groups: Vec<&str> = line.expect(when).split_ascii_whitespace().collect();
+        assert_eq!(groups[0], groups[1], "{output}");
+    }
+}
+
+// === Reaping ===
+
+/// Waits in the command until process `$p` is gone, which a zombie is not.
+const UNTIL_GONE: &str = "while [ -e /proc/$p ]; do sleep 0.01; done";
+
+/// A named pipe that a script can wait at.
+fn pipe_in(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
+    let path = folder.path().join(name);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    path
+}
+
+#[test]
+fn an_orphan_becomes_ours_and_is_reaped() {
+    for way in both_ways("an_orphan_becomes_ours_and_is_reaped") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let script = format!(
+            "(sleep 1000 & echo $! > orphan); p=$(cat orphan)
+            until grep -q \"^PPid:.$PPID$\" /proc/$p/status; do sleep 0.01; done
+            kill $p; {UNTIL_GONE}; exit 6"
+        );
+        let run = Run::start_with(&words(&[&way, &sh(&script)]), |run| {
+            run.current_dir(folder.path());
+        });
+        assert_eq!(run.code(), Some(6), "{way:?}");
+    }
+}
+
+#[test]
+fn a_zombie_that_was_there_before_us_is_reaped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let go = pipe_in(&folder, "go");
+    let lock = fs::File::create(folder.path().join("lock")).expect("a file");
+    lock.lock().expect("locked");
+    // flock never waits for children, and becomes convene when it has the lock.
+    let script = format!(
+        "(read -r _ < go) & p=$!; export p; echo $p
+        exec flock -F lock {CONVENE} run --plain -- sh -c '{UNTIL_GONE}; exit 6'"
+    );
+    let mut run = Run::start_with(&sh(&script), |run| {
+        run.current_dir(folder.path());
+    });
+    let orphan = Pid::from_raw(run.line().parse().expect("a pid"));
+    until("flock waits", || status(run.pid()).starts_with("Name:\tflock\n"));
+    fs::write(&go, "\n").expect("the orphan reads");
+    until("the orphan is a zombie", || status(orphan).contains("Z (zombie)"));
+    lock.unlock().expect("unlocked");
+    assert_eq!(run.code(), Some(6));
+}
+
+#[test]
+fn a_storm_of_orphans_leaves_no_zombie() {
+    for way in both_ways("a_storm_of_orphans_leaves_no_zombie") {
+        let storm = "i=0; while [ $i -lt 2000 ]; do (: &); i=$((i+1)); done
+            echo over; read -r _ < go; exit 2";
+        let folder = tempfile::tempdir().expect("a folder");
+        let go = pipe_in(&folder, "go");
+        let mut run = Run::start_with(&words(&[&way, &sh(storm)]), |run| {
+            run.current_dir(folder.path());
+        });
+        assert_eq!(run.line(), "over");
+        let convene = convene_of(&run);
+        until("all orphans are reaped", || children(convene).len() == 1);
+        fs::write(&go, "\n").expect("the command reads");
+        assert_eq!(run.code(), Some(2), "{way:?}");
+    }
+}
+
+// === Stragglers ===
+
+#[test]
+fn a_straggler_that_handles_term_finishes_its_work() {
+    for way in both_ways("a_straggler_that_handles_term_finishes_its_work") {
+        // In the command's group, and in a session of its own.
+        for by in ["", "setsid"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            fs::write(
+                folder.path().join("straggler"),
+                "trap 'echo stopping; until [ -e go ]; do sleep 0.01; done; echo done; exit' TERM
+                : > ready; while :; do sleep 0.01; done",
+            )
+            .expect("written");
+            let script = format!("{by} sh ./straggler & until [ -e ready ]; do sleep 0.01; done; exit 3");
+            let mut run = Run::start_with(&words(&[&way, &sh(&script)]), |run| {
+                run.current_dir(folder.path()).env(GRACE, "60s");
+            });
+            assert_eq!(run.line(), "stopping", "{way:?} {by}");
+            fs::write(folder.path().join("go"), "").expect("written");
+            let (status, output) = run.end();
+            assert_eq!((status.code(), output.as_str()), (Some(3), "done\n"), "{way:?} {by}");
+        }
+    }
+}
+
+#[test]
+fn a_straggler_that_ignores_term_is_killed_at_the_deadline() {
+    for way in both_ways("a_straggler_that_ignores_term_is_killed_at_the_deadline") {
+        for by in ["", "setsid"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            // Its own child ignores TERM too and is no child of ours until it is orphaned.
+            fs::write(
+                folder.path().join("straggler"),
+                "trap '' TERM; setsid sleep 1000 & : > ready; while :; do sleep 0.01; done",
+            )
+            .expect("written");
+            let script = format!("{by} sh ./straggler & until [ -e ready ]; do sleep 0.01; done; exit 3");
+            let run = Run::start_with(&words(&[&way, &sh(&script)]), |run| {
+                run.current_dir(folder.path()).env(GRACE, "5s");
+            });
+            // Its end is the end of stdout, which both of them hold.
+            assert_eq!(run.code(), Some(3), "{way:?} {by}");
+        }
+    }
+}
+
+// === SIGCHLD ignored by who started us ===
+
+/// Starts convene with SIGCHLD ignored, as PID 1 where that is possible.
+fn without_chld(test: &str, command: &[&'static str]) -> Vec<Run> {
+    both_ways(test)
+        .iter()
+        .map(|way| {
+            let (unshare, convene) = way.split_at(way.len() - PLAIN.len());
+            let ignore = ["env", "--ignore-signal=CHLD"];
+            Run::start(&words(&[unshare, &ignore, convene, command]))
+        })
+        .collect()
+}
+
+#[test]
+fn the_exit_code_is_known_although_sigchld_came_ignored() {
+    let test = "the_exit_code_is_known_although_sigchld_came_ignored";
+    for run in without_chld(test, &sh("exit 9")) {
+        assert_eq!(run.code(), Some(9));
+    }
+    for run in without_chld(test, &sh("kill -KILL $$")) {
+        assert_eq!(run.code(), Some(137));
+    }
+    for run in without_chld(test, &["no-such-command"]) {
+        assert_eq!(run.code(), Some(127));
+    }
+}
+
+#[test]
+fn signals_arrive_although_sigchld_came_ignored() {
+    let test = "signals_arrive_although_sigchld_came_ignored";
+    let script = "trap 'echo hup' HUP; trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done";
+    for mut run in without_chld(test, &sh(script)) {
+        assert_eq!(run.line(), "ready");
+        let convene = convene_of(&run);
+        kill(convene, Signal::SIGHUP).expect("convene lives");
+        assert_eq!(run.line(), "hup");
+        kill(convene, Signal::SIGTERM).expect("convene lives");
+        assert_eq!(run.code(), Some(5));
+    }
+}
+
+#[test]
+fn orphans_are_reaped_and_stragglers_ended_although_sigchld_came_ignored() {
+    let test = "orphans_are_reaped_and_stragglers_ended_although_sigchld_came_ignored";
+    let script = "(sleep 1000 & echo $!) ; exit 6";
+    for mut run in without_chld(test, &sh(script)) {
+        run.line();
+        // Stdout ends when the orphan is dead.
+        assert_eq!(run.code(), Some(6));
+    }
+}
