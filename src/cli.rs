@@ -135,7 +135,7 @@ pub struct CommonArgs {
     /// This node's name in Consul (default: CMD's -node, POD_NAME, the host name)
     #[arg(long, env = "CONVENE_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Consul's datacenter (default: CMD's -datacenter, else dc1); servers' TLS names are server.<datacenter>.<domain>
+    /// Consul's datacenter (default: CMD's -datacenter, else dc1); servers' TLS names are server.DATACENTER.DOMAIN
     #[arg(long, env = "CONVENE_DATACENTER", value_name = "NAME")]
     pub datacenter: Option<String>,
     /// Consul's own DNS domain (default: CMD's -domain, else consul)
@@ -196,7 +196,7 @@ pub struct SurveyArgs {
 /// What this server is to become.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
-    /// Where the rendered configuration goes (default: <data-dir>/convene/agent.json)
+    /// Where the rendered configuration goes (default: convene/agent.json in the data folder)
     #[arg(long, env = "CONVENE_CONFIG_OUT", value_name = "FILE")]
     pub config_out: Option<String>,
     /// Make the data folder when it is missing (for a laptop; in a Pod a missing folder is a missing mount)
