@@ -113,7 +113,7 @@ async fn settle(
     let disk = holding.disk();
     let mut said: Option<(String, Instant)> = None;
     loop {
-        let survey = surveyor.survey(holding.addresses()).await;
+        let survey = surveyor.survey().await;
         match decide(us, &survey, &disk) {
             Decision::Start(start) => {
                 for report in &survey.sources {

@@ -17,8 +17,8 @@ use convene::settings::read::{Env, Reader, SettingsError};
 use convene::settings::{
     DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out, unknown_variables,
 };
-use convene::stop::leave::Leaver;
-use convene::stop::{Busy, deadline, note_left};
+use convene::stop::deadline;
+use convene::stop::leave::{LeaveError, Leaver, leave_once};
 use convene::survey::Surveyor;
 use convene::{discover, install, log, record};
 use std::ffi::OsString;
@@ -165,29 +165,23 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
     }
     let volume = record::Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
     let deadline = deadline(begun, stop.grace);
-    let busy = tokio::time::timeout_at(deadline, Busy::hold(&volume)).await;
-    let _busy = match busy {
-        Ok(Ok(busy)) => busy,
-        Ok(Err(error)) => return Err(Failure::from_error(Code::Write, &error)),
-        Err(_) => {
-            return Err(Failure::new(
-                Code::NotNow,
-                "another convene starts or stops on this volume, and did not end within the grace period",
-            ));
-        }
-    };
-    let holding = volume.read().map_err(|error| volume_failure(&error))?;
     let leaver = Leaver {
         agent: Agent::own(&local.http).map_err(|error| settings_failure(&error))?,
         peers: convene::api::Peers::new(&local).map_err(|error| settings_failure(&error))?,
         node: local.node_name.clone(),
-        addresses: local.own_addresses.iter().chain(holding.addresses()).copied().collect(),
+        addresses: local.own_addresses.iter().copied().collect(),
         role: local.role.unwrap_or(Role::Server),
     };
-    let left = leaver.leave(deadline).await.map_err(|error| Failure::from_error(Code::Unavailable, &error))?;
-    info!(took_ms = convene::init::millis(left.took), "left the cluster: {}", left.confirmed);
-    note_left(&volume);
-    Ok(0)
+    let left = leave_once(&volume, &leaver, deadline).await;
+    left.map(|_| 0).map_err(|error| Failure::from_error(leave_code(&error), &error))
+}
+
+fn leave_code(error: &LeaveError) -> Code {
+    match error {
+        LeaveError::Held { .. } => Code::NotNow,
+        LeaveError::Lock(_) => Code::Write,
+        _ => Code::Unavailable,
+    }
 }
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
@@ -206,7 +200,7 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
     let mut surveyor = Surveyor::new(&local, &survey).map_err(|error| settings_failure(&error))?;
-    let text = discover::show(&surveyor.survey(&[]).await, format)?;
+    let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)
 }

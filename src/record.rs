@@ -300,6 +300,20 @@ impl Volume {
         self.write(&path, &text)
     }
 
+    /// Changes the record as it stands now: a hook may have written it meanwhile. Without a record nothing is done.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn change_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
+        match self.read()?.record {
+            Some(mut record) => {
+                change(&mut record);
+                self.keep_record(&record)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Writes a file as a whole or not at all, unless it holds these bytes already. Mode 0600, owner of the data folder.
     ///
     /// # Errors

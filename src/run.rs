@@ -9,10 +9,11 @@ pub mod watch;
 
 use crate::api::Agent;
 use crate::exit::{Code, Failure};
-use crate::init::{Prepared, millis, prepare, settings_failure, told};
+use crate::init::{Prepared, prepare, settings_failure, told};
+use crate::record::Volume;
 use crate::settings::{Leave, Node, Stop};
-use crate::stop::leave::{LeaveError, Leaver, Left};
-use crate::stop::{Busy, deadline};
+use crate::stop::deadline;
+use crate::stop::leave::{LeaveError, Leaver, Left, leave_once, waited_for};
 use nix::sys::signal::Signal;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use std::ffi::OsString;
@@ -93,7 +94,7 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
         agent: agent.clone(),
         peers: prepared.surveyor.peers().clone(),
         node: node.local.node_name.clone(),
-        addresses: node.local.own_addresses.iter().chain(&prepared.record.addresses).copied().collect(),
+        addresses: node.local.own_addresses.iter().copied().collect(),
         role: node.role,
     };
     let supervisor = match Supervisor::start(signals, &task.command) {
@@ -127,18 +128,17 @@ async fn own_agent(node: &Node, prepared: &Prepared) -> Result<Agent, Failure> {
     agent.map_err(|error| settings_failure(&error))
 }
 
-type Leaving = Pin<Box<dyn Future<Output = Result<Left, LeaveError>>>>;
+type Leaving = Pin<Box<dyn Future<Output = Result<Option<Left>, LeaveError>>>>;
 
 /// A stop under way.
 struct Stopping {
     deadline: Instant,
-    /// Runs until the leave is over.
+    /// Runs until the agent may be told to end: a hook on this volume is over, and so is our own leave.
     leaving: Option<Leaving>,
     /// What went wrong.
     failed: Option<Failure>,
     /// The deadline was over and the agent was killed.
     killed: bool,
-    _busy: Option<Busy>,
 }
 
 async fn supervise(
@@ -161,15 +161,23 @@ async fn supervise(
                 Happened::Ended(code) => break code,
                 Happened::Signalled(Signal::SIGTERM) => match &stopping {
                     None => {
+                        // With it goes the lock that it may hold still.
                         watching = Box::pin(std::future::pending());
-                        stopping = Some(begin(&supervisor, &volume, stop, leaver.clone()).await);
+                        stopping = Some(begin(&volume, stop, leaver.clone()));
                     }
                     // A second signal would abort Consul's leave.
                     Some(_) => info!("TERM again: the stop is under way already"),
                 },
                 Happened::Signalled(signal) => supervisor.forward(signal),
             },
-            result = poll(&mut stopping) => left(&supervisor, &volume, &mut stopping, result),
+            result = left(&mut stopping) => {
+                // The one signal that the agent gets.
+                if let Some(stopping) = &mut stopping {
+                    stopping.leaving = None;
+                    note(result, &mut stopping.failed);
+                }
+                supervisor.forward(Signal::SIGTERM);
+            },
             () = &mut watching => {},
             () = sleep_until(until), if may_kill => {
                 warn!("the deadline is over: killing the agent");
@@ -181,80 +189,47 @@ async fn supervise(
             }
         }
     };
-    finish(supervisor, &volume, stopping, code).await
+    finish(supervisor, stopping, code).await
 }
 
-/// Begins the stop: a leave if it was ordered, else the agent's TERM at once.
-async fn begin(supervisor: &Supervisor, volume: &crate::record::Volume, stop: Stop, leaver: Leaver) -> Stopping {
+/// Begins the stop: the lock, then a leave if it was ordered.
+fn begin(volume: &Volume, stop: Stop, leaver: Leaver) -> Stopping {
     let deadline = deadline(Instant::now(), stop.grace);
     let always = stop.leave == Some(Leave::Always);
     info!(leave = if always { "always" } else { "never" }, grace_s = stop.grace.as_secs(), "TERM: stopping");
-    // A preStop hook that still leaves is waited for, but not beyond the deadline.
-    let busy = match tokio::time::timeout_at(deadline, Busy::hold(volume)).await {
-        Ok(Ok(busy)) => Some(busy),
-        Ok(Err(error)) => {
-            warn!("{}", told(&error));
-            None
-        }
-        Err(_) => None,
-    };
     // What the leave may take is less than what there is, since the agent must be ended after it.
     let until = deadline - ENDING;
-    let leaving: Option<Leaving> = always.then(|| Box::pin(async move { leaver.leave(until).await }) as Leaving);
-    if leaving.is_none() {
-        supervisor.forward(Signal::SIGTERM);
-    }
-    Stopping { deadline, leaving, failed: None, killed: false, _busy: busy }
+    let volume = volume.clone();
+    let leaving: Leaving = Box::pin(async move {
+        if always { leave_once(&volume, &leaver, until).await } else { waited_for(&volume, until).await.map(|_| None) }
+    });
+    Stopping { deadline, leaving: Some(leaving), failed: None, killed: false }
 }
 
 /// The end of the leave, for as long as there is one.
-async fn poll(stopping: &mut Option<Stopping>) -> Result<Left, LeaveError> {
+async fn left(stopping: &mut Option<Stopping>) -> Result<Option<Left>, LeaveError> {
     match stopping.as_mut().and_then(|stopping| stopping.leaving.as_mut()) {
         Some(leaving) => leaving.await,
         None => std::future::pending().await,
     }
 }
 
-/// The leave is over: note it, and end the agent with the one signal that it gets.
-fn left(
-    supervisor: &Supervisor,
-    volume: &crate::record::Volume,
-    stopping: &mut Option<Stopping>,
-    result: Result<Left, LeaveError>,
-) {
-    let Some(stopping) = stopping else { return };
-    stopping.leaving = None;
-    note(volume, result, &mut stopping.failed);
-    supervisor.forward(Signal::SIGTERM);
-}
-
-fn note(volume: &crate::record::Volume, result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
-    match result {
-        Ok(left) => {
-            info!(took_ms = millis(left.took), "left the cluster: {}", left.confirmed);
-            crate::stop::note_left(volume);
-        }
-        Err(error) => {
-            error!("{}; stopping without", told(&error));
-            *failed = Some(Failure::from_error(Code::Unavailable, &error));
-        }
+fn note(result: Result<Option<Left>, LeaveError>, failed: &mut Option<Failure>) {
+    if let Err(error) = result {
+        error!("{}; stopping without", told(&error));
+        *failed = Some(Failure::from_error(Code::Unavailable, &error));
     }
 }
 
 /// The agent has ended: see the leave through, then the stragglers, and judge.
-async fn finish(
-    supervisor: Supervisor,
-    volume: &crate::record::Volume,
-    stopping: Option<Stopping>,
-    code: u8,
-) -> Result<u8, Failure> {
+async fn finish(supervisor: Supervisor, stopping: Option<Stopping>, code: u8) -> Result<u8, Failure> {
     let Some(mut stopping) = stopping else {
         info!(code, "the agent ended by itself");
         supervisor.finish(Instant::now() + STRAGGLERS).await;
         return Ok(code);
     };
     if let Some(leaving) = stopping.leaving.take() {
-        note(volume, leaving.await, &mut stopping.failed);
+        note(leaving.await, &mut stopping.failed);
     }
     supervisor.finish(stopping.deadline).await;
     info!(code, killed = stopping.killed, "the agent ended");

@@ -67,14 +67,3 @@ impl Busy {
 pub fn deadline(begun: Instant, grace: Duration) -> Instant {
     begun + grace.saturating_sub(RESERVE).max(Duration::from_secs(1))
 }
-
-/// Notes in the record that we left. A volume that cannot be written is told, and changes nothing about the leave.
-pub fn note_left(volume: &Volume) {
-    let noted = volume.read().and_then(|holding| match holding.record {
-        Some(record) => volume.keep_record(&crate::record::Record { left: true, ..record }),
-        None => Ok(()),
-    });
-    if let Err(error) = noted {
-        tracing::warn!("{}", crate::exit::chain(&error));
-    }
-}

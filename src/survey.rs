@@ -156,10 +156,10 @@ impl Surveyor {
         &self.dns
     }
 
-    /// Looks at who is there. `also` are addresses that count as ours beside those of the settings: the record's.
-    pub async fn survey(&mut self, also: &[IpAddr]) -> Survey {
+    /// Looks at who is there. Only our addresses of today count as ours: an earlier one may be another server's by now.
+    pub async fn survey(&mut self) -> Survey {
         let (sources, candidates) = self.find().await;
-        let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().chain(also).copied().collect();
+        let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().copied().collect();
         let candidates = self.others_only(candidates, &own);
         let mut asked = self
             .ask_all(candidates.iter().flat_map(|one| one.newest.iter().chain(&one.older)).copied().collect())

@@ -233,6 +233,21 @@ fn the_leave_hook_leaves_gracefully_beside_an_exec_a_follower_and_the_leader() {
 }
 
 #[test]
+fn a_term_after_the_leave_hook_does_not_leave_again() {
+    let Some(mut cluster) = formed("a_term_after_the_leave_hook_does_not_leave_again", &["--leave=always"]) else {
+        return;
+    };
+    let (follower, _) = roles(&cluster);
+    let hook = cluster.convene(follower, &["leave", "--leave=always", "--role=server"]).output().unwrap();
+    assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
+    cluster.signal(follower, Signal::SIGTERM);
+    assert_eq!(cluster.wait(follower).code(), Some(0), "{}", cluster.log(follower));
+    assert!(cluster.log(follower).contains("left the cluster already"), "{}", cluster.log(follower));
+    assert_eq!(record(&cluster, follower)["left"], true);
+    assert_gone(&cluster, follower);
+}
+
+#[test]
 fn an_exec_is_the_agent_itself() {
     let Some(mut cluster) = formed("an_exec_is_the_agent_itself", &["--exec"]) else { return };
     let name = fs::read_to_string(format!("/proc/{}/comm", cluster.pid(0))).unwrap();

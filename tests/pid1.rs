@@ -20,6 +20,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -32,6 +34,9 @@ const CONVENE: &str = env!("CARGO_BIN_EXE_convene");
 const GRACE: &str = "CONVENE_GRACE_PERIOD";
 /// Far more than any test takes on a busy machine.
 const HANG: Duration = Duration::from_secs(60);
+/// Marks the processes of one run in their environment.
+const MARK: &str = "PID1_TEST_RUN";
+static RUNS: AtomicU32 = AtomicU32::new(0);
 const PLAIN: [&str; 4] = [CONVENE, "run", "--plain", "--"];
 const AS_PID_1: [&str; 3] = ["unshare", "-pf", "--mount-proc"];
 
@@ -40,6 +45,7 @@ struct Run {
     child: Child,
     stdout: BufReader<ChildStdout>,
     _ended: Sender<()>,
+    hung: Arc<AtomicBool>,
 }
 
 impl Run {
@@ -51,20 +57,21 @@ impl Run {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
         change(&mut command);
+        let mark = format!("{}.{}", std::process::id(), RUNS.fetch_add(1, Relaxed));
+        command.env(MARK, &mark);
         let mut child = command.spawn().expect("the command starts");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let pid = pid_of(&child);
         let (ended, has_ended) = channel::<()>();
+        let hung = Arc::new(AtomicBool::new(false));
+        let guard_says = Arc::clone(&hung);
         thread::spawn(move || {
             use std::sync::mpsc::RecvTimeoutError::Timeout;
             if has_ended.recv_timeout(HANG) == Err(Timeout) {
-                // The whole tree, or a straggler that holds stdout keeps the test.
-                for pid in tree(pid) {
-                    let _ = kill(pid, Signal::SIGKILL);
-                }
+                guard_says.store(true, Relaxed);
+                kill_marked(&mark);
             }
         });
-        Self { child, stdout, _ended: ended }
+        Self { child, stdout, _ended: ended, hung }
     }
 
     fn pid(&self) -> Pid {
@@ -81,11 +88,26 @@ impl Run {
     fn end(mut self) -> (ExitStatus, String) {
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).expect("stdout is text");
-        (self.child.wait().expect("it can be waited for"), rest)
+        let status = self.child.wait().expect("it can be waited for");
+        assert!(!self.hung.load(Relaxed), "it hung, and was killed");
+        (status, rest)
     }
 
     fn code(self) -> Option<i32> {
         self.end().0.code()
+    }
+}
+
+/// Kills all of one run, also what has lost its parent: it may hold stdout and with it the test.
+fn kill_marked(mark: &str) {
+    let entry = format!("{MARK}={mark}");
+    for process in fs::read_dir("/proc").expect("/proc is there").flatten() {
+        let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+        let is_marked = environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes());
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (true, Some(pid)) = (is_marked, pid) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 
@@ -401,7 +423,9 @@ fn the_command_gets_the_original_mask_and_dispositions() {
         for mode in ["--plain", "--exec"] {
             let convene = [CONVENE, "run", mode, "--"];
             let folder = tempfile::tempdir().expect("a folder");
-            let through = Run::start_with(&words(&[start, &convene, &cat]), |run| drop(settled(run, &folder)));
+            let through = Run::start_with(&words(&[start, &convene, &cat]), |run| {
+                settled(run, &folder);
+            });
             let (_, through) = through.end();
             for field in ["SigBlk", "SigIgn"] {
                 assert_eq!(
@@ -425,7 +449,9 @@ fn the_command_gets_no_file_descriptor_more() {
         for mode in ["--plain", "--exec"] {
             let convene = [CONVENE, "run", mode, "--"];
             let folder = tempfile::tempdir().expect("a folder");
-            let through = Run::start_with(&words(&[start, &convene, &list]), |run| drop(settled(run, &folder)));
+            let through = Run::start_with(&words(&[start, &convene, &list]), |run| {
+                settled(run, &folder);
+            });
             let (_, through) = through.end();
             assert_eq!(through, direct, "{start:?} {mode}");
         }
@@ -440,7 +466,11 @@ fn the_command_gets_the_environment_whole() {
     };
     let (_, direct) = Run::start_with(&show, set).end();
     let (_, through) = Run::start_with(&plain(&show), set).end();
-    assert_eq!(through, direct);
+    let own = |output: String| -> Vec<String> {
+        let lines = output.lines().filter(|line| !line.starts_with(MARK));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(own(through), own(direct));
 }
 
 #[test]
@@ -457,18 +487,16 @@ fn the_command_has_the_terminal_and_convene_takes_it_back() {
     if Command::new("script").arg("--version").output().is_err() {
         return support::skip::skip(test, "there is no `script` to make a terminal");
     }
-    // Field 8 is the terminal's foreground group, field 5 the own group.
+    // Field 8 is the terminal's foreground group, field 5 the own group. The command may run a moment
+    // before it is in the foreground.
     let script = format!(
-        "{CONVENE} run --plain -- sh -c 'echo during $(cut -d\" \" -f8,5 /proc/$$/stat)'; \
-         echo after $(cut -d' ' -f8,5 /proc/$$/stat)"
+        "{CONVENE} run --plain -- sh -c '
+            until set -- $(cut -d\" \" -f5,8 /proc/$$/stat) && [ $1 = $2 ]; do :; done; echo during'
+        set -- $(cut -d' ' -f5,8 /proc/$$/stat); [ $1 = $2 ] && echo after"
     );
     let run = Run::start(&["script", "-qec", &script, "/dev/null"]);
     let (_, output) = run.end();
-    for when in ["during", "after"] {
-        let line = output.lines().find_map(|line| line.strip_prefix(when));
-        let groups: Vec<&str> = line.expect(when).split_ascii_whitespace().collect();
-        assert_eq!(groups[0], groups[1], "{output}");
-    }
+    assert_eq!(output, "during\r\nafter\r\n");
 }
 
 // === Reaping ===
@@ -637,4 +665,12 @@ fn orphans_are_reaped_and_stragglers_ended_although_sigchld_came_ignored() {
         // Stdout ends when the orphan is dead.
         assert_eq!(run.code(), Some(6));
     }
+}
+
+#[test]
+fn the_mask_is_the_original_one_although_sigchld_came_ignored() {
+    let start = ["env", "--ignore-signal=CHLD", "--block-signal=USR1,INT"];
+    let cat = ["cat", "/proc/self/status"];
+    let (_, output) = Run::start(&words(&[&start, &PLAIN, &cat])).end();
+    assert_eq!(mask(&output, "SigBlk"), bit(Signal::SIGUSR1) | bit(Signal::SIGINT));
 }

@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use support::program::Convene;
 
 /// `init` of a server with all that it needs, so that one more word is what is wrong.
@@ -268,7 +269,11 @@ fn every_row_of_the_exit_code_table_is_produced() {
 
 /// A process limit of one, for a user who has no process yet: the child cannot be made. Root has no such limit.
 fn no_more_processes() -> i32 {
-    let limited = ["prlimit", "--nproc=1", env!("CARGO_BIN_EXE_convene"), "run", "--plain", "--", "/bin/true"];
+    // A copy where any user may come: the build's own folder is often closed to others.
+    let folder = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    assert_eq!(Convene::new(["install"]).words([folder.path()]).run().code, 0);
+    let convene = folder.path().join("convene");
+    let limited = ["prlimit", "--nproc=1", convene.to_str().unwrap(), "run", "--plain", "--", "/bin/true"];
     if nix::unistd::Uid::effective().is_root() {
         Convene::behind("setpriv", ["--reuid=61234", "--regid=61234", "--clear-groups"]).words(limited).run().code
     } else {

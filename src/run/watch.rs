@@ -34,7 +34,6 @@ pub struct Watch {
     serf_port: u16,
     own: BTreeSet<IpAddr>,
     volume: Volume,
-    record: Record,
     surveyor: Surveyor,
     joined: BTreeMap<String, Instant>,
     joining: JoinSet<(String, Result<(), crate::api::ApiError>)>,
@@ -49,9 +48,8 @@ impl Watch {
             agent,
             role: node.role,
             serf_port: node.local.peer.serf,
-            own: node.local.own_addresses.iter().chain(&prepared.record.addresses).copied().collect(),
+            own: node.local.own_addresses.iter().copied().collect(),
             volume: prepared.volume,
-            record: prepared.record,
             surveyor: prepared.surveyor,
             joined: BTreeMap::new(),
             joining: JoinSet::new(),
@@ -88,9 +86,8 @@ impl Watch {
             return false;
         }
         info!(leader, peers = peers.len(), took_ms = millis(begun.elapsed()), "joined: a leader is known");
-        if self.role == Role::Server && !self.record.formed {
-            self.record.formed = true;
-            self.keep();
+        if self.role == Role::Server {
+            self.note(|record| record.formed = true);
         }
         true
     }
@@ -99,21 +96,21 @@ impl Watch {
         let Ok(peers) = self.agent.peers().await else { return };
         let mut servers: Vec<IpAddr> = addresses(&peers).filter(|ip| !self.own.contains(ip)).collect();
         servers.sort();
-        if !servers.is_empty() && servers != self.record.servers {
-            self.record.servers = servers;
-            self.keep();
+        if !servers.is_empty() {
+            self.note(|record| record.servers = servers);
         }
     }
 
-    fn keep(&self) {
-        if let Err(error) = self.volume.keep_record(&self.record) {
+    /// Changes the record; nothing is written when that changes nothing.
+    fn note(&self, change: impl FnOnce(&mut Record)) {
+        if let Err(error) = self.volume.change_record(change) {
             warn!("{}", told(&error));
         }
     }
 
     /// Looks, and joins who answers as a server and is not alive in the member list.
     async fn join_the_late(&mut self) {
-        let survey = self.surveyor.survey(&self.record.addresses).await;
+        let survey = self.surveyor.survey().await;
         let Ok(members) = self.agent.members().await else { return };
         let alive: BTreeSet<IpAddr> =
             members.iter().filter(|member| member.is_alive()).filter_map(|member| member.addr.parse().ok()).collect();

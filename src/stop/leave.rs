@@ -5,14 +5,16 @@
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
 use crate::api::{Agent, ApiError, Peers};
+use crate::record::Volume;
 use crate::settings::Role;
+use crate::stop::{Busy, BusyError};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
-use tracing::info;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::{info, warn};
 
 /// How often the others are asked whether they have let us go.
 const POLL: Duration = Duration::from_millis(100);
@@ -43,6 +45,15 @@ pub enum LeaveError {
         #[source]
         cause: ApiError,
     },
+    /// The lock could not be had.
+    #[error("could not leave: {0}")]
+    Lock(#[source] BusyError),
+    /// Somebody else held the lock all the time.
+    #[error("another convene starts or stops on this volume, and did not end within {}", crate::time::text(*.waited))]
+    Held {
+        /// How long it was tried.
+        waited: Duration,
+    },
     /// The agent refused for another reason.
     #[error("could not leave: {0}")]
     Failed(#[source] ApiError),
@@ -65,10 +76,42 @@ pub struct Leaver {
     pub peers: Peers,
     /// Our name in Consul.
     pub node: String,
-    /// Every address that is or was ours.
+    /// Our addresses. Those that we had earlier may be another server's by now.
     pub addresses: BTreeSet<IpAddr>,
     /// Server or client.
     pub role: Role,
+}
+
+/// Waits until no other convene starts or stops on this volume: a preStop hook is not cut short by the TERM after it.
+///
+/// # Errors
+/// [`LeaveError::Lock`], [`LeaveError::Held`].
+pub async fn waited_for(volume: &Volume, deadline: Instant) -> Result<Busy, LeaveError> {
+    let begun = Instant::now();
+    match timeout_at(deadline, Busy::hold(volume)).await {
+        Ok(held) => held.map_err(LeaveError::Lock),
+        Err(_) => Err(LeaveError::Held { waited: begun.elapsed() }),
+    }
+}
+
+/// Leaves, unless the record says that this was done since the agent's start, and notes it. `None`: it was done already.
+///
+/// # Errors
+/// [`LeaveError`].
+pub async fn leave_once(volume: &Volume, leaver: &Leaver, deadline: Instant) -> Result<Option<Left>, LeaveError> {
+    let _busy = waited_for(volume, deadline).await?;
+    let record = volume.read().ok().and_then(|holding| holding.record);
+    if record.is_some_and(|record| record.left) {
+        info!("left the cluster already");
+        return Ok(None);
+    }
+    let left = leaver.leave(deadline).await?;
+    info!(took_ms = crate::init::millis(left.took), "left the cluster: {}", left.confirmed);
+    // A volume that cannot be written changes nothing about the leave.
+    if let Err(error) = volume.change_record(|record| record.left = true) {
+        warn!("{}", crate::exit::chain(&error));
+    }
+    Ok(Some(left))
 }
 
 // === impl Leaver ===
