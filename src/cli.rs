@@ -132,7 +132,7 @@ pub struct CommonArgs {
     /// server or client (default: what CMD says)
     #[arg(long, env = "CONVENE_ROLE", value_name = "ROLE")]
     pub role: Option<String>,
-    /// This node's name in Consul (default: CMD's -node, POD_NAME, the host name)
+    /// This node's name in Consul (default: CMD's -node, POD_NAME, NODE_NAME, the host name)
     #[arg(long, env = "CONVENE_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// Consul's datacenter (default: CMD's -datacenter, else dc1); servers' TLS names are server.DATACENTER.DOMAIN

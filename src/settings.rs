@@ -451,6 +451,8 @@ fn node_name(
 ) -> Result<String, SettingsError> {
     let given = reader.text(&args.node_name).map(str::to_owned);
     let given = given.or_else(|| said.and_then(|said| value(&said.node_name))).or_else(|| pod.map(str::to_owned));
+    // A client without a Pod's name of its own is its machine's.
+    let given = given.or_else(|| reader.env.get("NODE_NAME").map(str::to_owned));
     let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     given
         .or_else(host_name)

@@ -56,6 +56,8 @@ impl Run {
     fn start_with(words: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
+        // Those of the test run itself are none of convene's.
+        command.env_remove("CONVENE_SKIPPED").env_remove("CONVENE_STRICT");
         change(&mut command);
         let mark = format!("{}.{}", std::process::id(), RUNS.fetch_add(1, Relaxed));
         command.env(MARK, &mark);

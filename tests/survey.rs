@@ -344,6 +344,55 @@ fn rendered(data: &std::path::Path) -> Value {
     serde_json::from_slice(&std::fs::read(data.join("convene/agent.json")).unwrap()).unwrap()
 }
 
+/// Golden: users merge this file with their own, so its keys and their form are an interface.
+#[test]
+fn the_rendered_file_is_this_text() {
+    let render = |words: &[&str], envs: &str| {
+        let data = tempfile::tempdir().unwrap();
+        let call =
+            Convene::new(["init", "--server-port=1", "--resolv-conf=/does/not/exist", "--discover-timeout=100ms"]);
+        let ended = call.words(words).words([format!("--data-dir={}", data.path().display())]).envs(envs).run();
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        std::fs::read_to_string(data.path().join("convene/agent.json")).unwrap()
+    };
+    let six = render(
+        &["--role=server", "--expect=2", "--discover=static:[::1]:8401"],
+        "POD_NAME=consul-server-0 POD_IP=fd00::7",
+    );
+    assert_eq!(
+        six,
+        r#"{
+  "advertise_addr": "fd00::7",
+  "bind_addr": "::",
+  "bootstrap_expect": 2,
+  "leave_on_terminate": false,
+  "node_name": "consul-server-0",
+  "rejoin_after_leave": true,
+  "retry_interval": "1s",
+  "retry_join": [
+    "[::1]:8401"
+  ],
+  "server": true,
+  "skip_leave_on_interrupt": true
+}
+"#
+    );
+    let client = render(&["--role=client", "--discover=static:127.255.255.253"], "NODE_NAME=worker-1");
+    assert_eq!(
+        client,
+        r#"{
+  "node_name": "worker-1",
+  "rejoin_after_leave": true,
+  "retry_interval": "1s",
+  "retry_join": [
+    "127.255.255.253"
+  ],
+  "server": false
+}
+"#
+    );
+}
+
 #[test]
 fn nothing_is_founded_while_a_source_fails() {
     let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
