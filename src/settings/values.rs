@@ -1,0 +1,281 @@
+//! The single values of the settings: where each may come from, and which place wins.
+//!
+//! Takes the command line, the environment and what CMD says, gives one typed value each. The order is always the same: our own
+//! flag or variable, CMD, the Pod's facts, a default; two that contradict each other are refused.
+
+use super::command::{AgentCommand, Facts, Place, Said};
+use super::http::{Endpoint, HTTP_PORT, HTTPS_PORT};
+use super::read::{Reader, SettingsError, number};
+use super::resolv::{DNS_PORT, Resolving};
+use super::source::{Source, dns_name};
+use super::{DEFAULT_DATA_DIR, Local, MAX_SERVERS, PeerPorts, Role, SERF_PORT, SERVER_PORT};
+use crate::cli::{CommonArgs, NodeArgs, SurveyArgs};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// Where the rendered file goes.
+///
+/// # Errors
+/// [`SettingsError::Conflict`]: two data folders.
+pub fn config_out(
+    reader: Reader<'_>,
+    common: &CommonArgs,
+    node: &NodeArgs,
+    command: Option<&AgentCommand>,
+) -> Result<PathBuf, SettingsError> {
+    match reader.text(&node.config_out) {
+        Some(given) => Ok(given.into()),
+        None => Ok(data_dir(reader, common, command)?.join(DEFAULT_CONFIG_OUT)),
+    }
+}
+
+/// Below the data folder.
+const DEFAULT_CONFIG_OUT: &str = "convene/agent.json";
+
+pub(super) fn missing(what: &str, mend: &str) -> SettingsError {
+    SettingsError::Missing { what: what.to_owned(), mend: mend.to_owned() }
+}
+
+pub(super) fn value<T: Clone>(said: &Option<Said<T>>) -> Option<T> {
+    said.as_ref().map(|said| said.value.clone())
+}
+
+pub(super) fn role_of(said: &Facts) -> Role {
+    if value(&said.server) == Some(true) { Role::Server } else { Role::Client }
+}
+
+pub(super) fn pod_name(reader: Reader<'_>) -> Result<Option<String>, SettingsError> {
+    reader.env.get("POD_NAME").map(|name| dns_name("POD_NAME", name, name)).transpose()
+}
+
+pub(super) fn node_name(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    pod: Option<&str>,
+) -> Result<String, SettingsError> {
+    let given = reader.text(&args.node_name).map(str::to_owned);
+    let given = given.or_else(|| said.and_then(|said| value(&said.node_name))).or_else(|| pod.map(str::to_owned));
+    // A client without a Pod's name of its own is its machine's.
+    let given = given.or_else(|| reader.env.get("NODE_NAME").map(str::to_owned));
+    let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    given
+        .or_else(host_name)
+        .ok_or_else(|| missing("this node's name", "give --node-name or set POD_NAME by the downward API"))
+}
+
+pub(super) fn data_dir(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    command: Option<&AgentCommand>,
+) -> Result<PathBuf, SettingsError> {
+    let own = reader.text(&args.data_dir).map(PathBuf::from);
+    let said = command.and_then(|command| command.facts().data_dir.as_ref());
+    match (own, said) {
+        (Some(own), Some(said)) if own != said.value => Err(SettingsError::Conflict {
+            what: format!(
+                "{} is {} but CMD\'s {} is {}",
+                reader.places.of("data_dir"),
+                own.display(),
+                said.place,
+                said.value.display()
+            ),
+            mend: "give the data folder once".to_owned(),
+        }),
+        (Some(own), _) => Ok(own),
+        (None, Some(said)) => Ok(said.value.clone()),
+        (None, None) => Ok(DEFAULT_DATA_DIR.into()),
+    }
+}
+
+pub(super) fn pod_ips(reader: Reader<'_>) -> Result<Vec<IpAddr>, SettingsError> {
+    let mut ips = Vec::new();
+    for variable in ["POD_IP", "POD_IPS"] {
+        for text in
+            reader.env.get(variable).unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty())
+        {
+            ips.push(address(variable, text)?);
+        }
+    }
+    Ok(ips)
+}
+
+pub(super) fn address(place: &str, text: &str) -> Result<IpAddr, SettingsError> {
+    text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast()).ok_or_else(|| {
+        SettingsError::Value {
+            place: place.to_owned(),
+            value: text.to_owned(),
+            allowed: "one IPv4 or IPv6 address that others can reach".to_owned(),
+            nearest: String::new(),
+        }
+    })
+}
+
+pub(super) fn advertise(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    pod_ips: &[IpAddr],
+) -> Result<Option<IpAddr>, SettingsError> {
+    if let Some(text) = reader.text(&args.advertise) {
+        return address(&reader.places.of("advertise"), text).map(Some);
+    }
+    // A go-sockaddr template is Consul's to work out; nothing is rendered over it.
+    if let Some(theirs) = said.and_then(|said| said.advertise_addr.as_ref()) {
+        return Ok(theirs.value);
+    }
+    Ok(said.and_then(bind_address).or_else(|| pod_ips.first().copied()))
+}
+
+pub(super) fn bind_address(said: &Facts) -> Option<IpAddr> {
+    value(&said.bind_addr)?.filter(|bind| !bind.is_unspecified())
+}
+
+/// Where CMD makes the own agent's HTTP API listen, if that is one plain address.
+pub(super) fn listening(said: &Facts) -> Option<Endpoint> {
+    let http = value(&said.http_addr).or_else(|| value(&said.client_addr));
+    let first = http.as_deref().and_then(|all| all.split_ascii_whitespace().next().map(str::to_owned));
+    let first = first.unwrap_or_else(|| "127.0.0.1".to_owned());
+    if let Some(path) = first.strip_prefix("unix://") {
+        return Some(Endpoint::Unix(path.into()));
+    }
+    let mut ip: IpAddr = first.parse().ok()?;
+    if ip.is_unspecified() {
+        ip = if ip.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
+    }
+    let plain = value(&said.ports.http).unwrap_or(i32::from(HTTP_PORT));
+    let over_tls = value(&said.ports.https).unwrap_or(-1);
+    let (tls, port) = if plain > 0 { (false, plain) } else { (true, over_tls) };
+    u16::try_from(port).ok().filter(|port| *port > 0).map(|port| Endpoint::tcp(tls, ip, port))
+}
+
+pub(super) fn peer_ports(
+    reader: Reader<'_>,
+    args: &CommonArgs,
+    said: Option<&Facts>,
+    tls: bool,
+) -> Result<PeerPorts, SettingsError> {
+    let of = |said: Option<i32>, default: u16| {
+        said.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(default)
+    };
+    let http = match (tls, said) {
+        (false, said) => of(said.and_then(|said| value(&said.ports.http)), HTTP_PORT),
+        (true, said) => of(said.and_then(|said| value(&said.ports.https)), HTTPS_PORT),
+    };
+    Ok(PeerPorts {
+        http: reader.port("peer_http_port", &args.peer_http_port)?.unwrap_or(http),
+        server: reader
+            .port("server_port", &args.server_port)?
+            .unwrap_or_else(|| of(said.and_then(|said| value(&said.ports.server)), SERVER_PORT)),
+        serf: of(said.and_then(|said| value(&said.ports.serf_lan)), SERF_PORT),
+    })
+}
+
+pub(super) fn resolving(reader: Reader<'_>, args: &SurveyArgs) -> Result<Resolving, SettingsError> {
+    let path = reader.text(&args.resolv_conf).unwrap_or("/etc/resolv.conf");
+    let mut resolving = Resolving::from_file(path.as_ref());
+    let given: Vec<&str> =
+        args.nameserver.iter().flat_map(|many| many.split(',')).map(str::trim).filter(|one| !one.is_empty()).collect();
+    if given.is_empty() {
+        return Ok(resolving);
+    }
+    let place = reader.places.of("nameserver");
+    let parse = |text: &&str| {
+        let address = text
+            .parse::<SocketAddr>()
+            .ok()
+            .or_else(|| text.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT)));
+        address.filter(|address| address.port() > 0).ok_or_else(|| SettingsError::Value {
+            place: place.clone(),
+            value: (*text).to_owned(),
+            allowed: "ADDR:PORT or ADDR, for IPv6 [ADDR]:PORT".to_owned(),
+            nearest: String::new(),
+        })
+    };
+    resolving.nameservers = given.iter().map(parse).collect::<Result<_, _>>()?;
+    resolving.problem = None;
+    Ok(resolving)
+}
+
+pub(super) fn sources(
+    reader: Reader<'_>,
+    args: &SurveyArgs,
+    local: &Local,
+    role: Role,
+    said: Option<&Facts>,
+) -> Result<Vec<Source>, SettingsError> {
+    let place = reader.places.of("discover");
+    // A source may hold commas, spaces and colons, never a semicolon.
+    let given = args.discover.iter().flat_map(|many| many.split(';')).map(str::trim).filter(|one| !one.is_empty());
+    let mut sources = given.map(|one| Source::parse(&place, one)).collect::<Result<Vec<_>, _>>()?;
+    let computed = local.seat.is_some() && role == Role::Server;
+    if sources.is_empty() && computed {
+        sources.push(Source::StatefulSet);
+    }
+    // What a file joins cannot be taken out and is refused later; only CMD's own flags are sources.
+    let joins = said.into_iter().flat_map(|said| said.retry_join.iter().chain(&said.start_join));
+    for join in joins.filter(|join| matches!(join.place, Place::Flag(_))) {
+        let source = Source::from_retry_join(&format!("CMD's {}", join.place), &join.value)?;
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    if sources.contains(&Source::StatefulSet) && local.seat.is_none() {
+        return Err(missing(
+            "the StatefulSet",
+            "its name and ordinal come from POD_NAME (downward API), such as consul-server-0; or give another --discover",
+        ));
+    }
+    if sources.is_empty() {
+        let mend = match role {
+            Role::Server => {
+                "give --discover dns:NAME, srv:NAME or static:HOST,…; in a StatefulSet set POD_NAME by the downward API"
+            }
+            Role::Client => "a client must be told: give --discover dns:NAME, srv:NAME or static:HOST,…",
+        };
+        return Err(missing("where to find the servers", mend));
+    }
+    Ok(sources)
+}
+
+/// `--expect` and `--replicas`, and whether they fit: two halves of a cut must never both reach the expect.
+pub(super) fn numbers(
+    reader: Reader<'_>,
+    args: &SurveyArgs,
+    said: Option<&Facts>,
+) -> Result<(Option<u32>, Option<u32>), SettingsError> {
+    let own = reader.number("expect", &args.expect, 1..=MAX_SERVERS)?;
+    // One in a file cannot be taken out and is refused later.
+    let theirs = said.and_then(|said| said.bootstrap_expect.as_ref());
+    let theirs = theirs.filter(|said| matches!(said.place, Place::Flag(_)));
+    if let Some(theirs) = theirs {
+        number(&format!("CMD's {}", theirs.place), &theirs.value.to_string(), 1..=MAX_SERVERS)?;
+    }
+    let theirs =
+        theirs.and_then(|said| u32::try_from(said.value).ok().map(|value| (value, format!("CMD's {}", said.place))));
+    let (expect, place) = match (own, theirs) {
+        (Some(own), Some((theirs, place))) if own != theirs => {
+            return Err(SettingsError::Conflict {
+                what: format!("{} is {own} but {place} is {theirs}", reader.places.of("expect")),
+                mend: "give the number of servers once".to_owned(),
+            });
+        }
+        (Some(own), _) => (Some(own), reader.places.of("expect")),
+        (None, Some((theirs, place))) => (Some(theirs), place),
+        (None, None) => (None, reader.places.of("expect")),
+    };
+    let replicas = reader.number("replicas", &args.replicas, 1..=MAX_SERVERS)?;
+    if let (Some(expect), Some(replicas)) = (expect, replicas) {
+        let conflict = |why: &str| SettingsError::Conflict {
+            what: format!("{place} is {expect} and {} is {replicas}: {why}", reader.places.of("replicas")),
+            mend: format!("give an expect from {} to {replicas}; usually {replicas}", replicas / 2 + 1),
+        };
+        if expect > replicas {
+            return Err(conflict("that many servers will never come"));
+        }
+        if expect * 2 <= replicas {
+            return Err(conflict("both sides of a cut could found a cluster"));
+        }
+    }
+    Ok((expect, replicas.or(expect)))
+}
