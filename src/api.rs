@@ -6,11 +6,14 @@
 
 use crate::settings::Local;
 use crate::settings::http::{Endpoint, Http, Secret, Tls, Token};
+use crate::survey::dns::Dns;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Identity, Method, StatusCode, redirect};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -174,11 +177,6 @@ impl ApiError {
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Status { status: 401 | 403, .. })
     }
-
-    /// Nobody listens there.
-    pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Refused { .. })
-    }
 }
 
 // === impl Member ===
@@ -227,31 +225,6 @@ impl Agent {
         Ok(Self { client: built(builder)?, base, token: http.token.clone(), basic: http.basic.clone() })
     }
 
-    /// The own agent at an endpoint whose name had to be resolved first.
-    ///
-    /// # Errors
-    /// [`ApiError::File`], [`ApiError::Tls`].
-    pub fn own_at(http: &Http, ip: IpAddr) -> Result<Self, ApiError> {
-        let Endpoint::Tcp { tls, host, port, prefix } = &http.own else { return Self::own(http) };
-        let name = if *tls { http.tls.server_name.as_deref().unwrap_or(host) } else { host };
-        let builder = client(&http.tls, *tls)?.resolve(name, SocketAddr::new(ip, *port));
-        let scheme = if *tls { "https" } else { "http" };
-        Ok(Self {
-            client: built(builder)?,
-            base: format!("{scheme}://{name}:{port}{prefix}"),
-            token: http.token.clone(),
-            basic: http.basic.clone(),
-        })
-    }
-
-    /// A name in the own endpoint that must be resolved before it can be asked.
-    pub fn name_to_resolve(http: &Http) -> Option<&str> {
-        match &http.own {
-            Endpoint::Tcp { host, .. } if host.trim_matches(['[', ']']).parse::<IpAddr>().is_err() => Some(host),
-            _ => None,
-        }
-    }
-
     /// What the agent is asked at, for messages.
     pub fn url(&self) -> &str {
         &self.base
@@ -275,12 +248,15 @@ impl Agent {
         self.get("/v1/status/peers").await
     }
 
-    /// `/v1/agent/members`: empty without `node:read`.
+    /// The servers in `/v1/agent/members`: empty without `node:read`. Filtered by the agent, because thousands of clients
+    /// would make a long answer.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn members(&self) -> Result<Vec<Member>, ApiError> {
-        self.get("/v1/agent/members").await
+    pub async fn servers(&self) -> Result<Vec<Member>, ApiError> {
+        let mut members: Vec<Member> = self.get("/v1/agent/members?filter=Tags.role%20%3D%3D%20consul").await?;
+        members.retain(Member::is_server);
+        Ok(members)
     }
 
     /// `/v1/agent/self`: needs `agent:read`.
@@ -409,10 +385,31 @@ impl Peers {
 
 // === the client ===
 
+/// Resolves a name in `CONSUL_HTTP_ADDR` by our own resolver, at each request.
+struct Names;
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = Dns::of_system().addresses(name.as_str()).await?;
+            if found.is_empty() {
+                return Err(format!("the name {} has no address", name.as_str()).into());
+            }
+            // The port is the URL's.
+            let addresses: Addrs = Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0)));
+            Ok(addresses)
+        })
+    }
+}
+
 fn client(tls: &Tls, over_tls: bool) -> Result<reqwest::ClientBuilder, ApiError> {
     // A second call is refused and changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder().redirect(redirect::Policy::none()).no_proxy().pool_max_idle_per_host(0);
+    let mut builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .dns_resolver(Arc::new(Names));
     // Without roots of its own reqwest asks the platform for them, which fails in an empty image, even for http.
     let mut roots = Vec::new();
     if over_tls {

@@ -4,14 +4,18 @@
 //! is never a reason to call an agent dead. Writes nothing.
 
 use crate::api::{Agent, AgentSelf, ApiError};
+use crate::record::lock::Lock;
 use crate::settings::{Local, Role};
-use crate::stop::Busy;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// A voter that heard of its leader longer ago than this is not in touch. Consul's own heartbeat timeout is 1 s with
 /// `raft_multiplier` 1 (hashicorp/raft, `HeartbeatTimeout`).
 pub const LAST_CONTACT: Duration = Duration::from_secs(1);
+
+/// How many entries a server may be behind and still count as caught up: Consul's own measure (autopilot's
+/// `max_trailing_logs`).
+pub const MAX_TRAILING_LOGS: u64 = 250;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub async fn check(what: What, local: &Local, agent: &Agent) -> Answer {
 }
 
 async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
-    if Busy::is_held(&local.data_dir) {
+    if Lock::Waiting.is_held(&local.data_dir) || Lock::Stopping.is_held(&local.data_dir) {
         return Ok("live: convene waits or stops".to_owned());
     }
     // This endpoint answers without a leader and without an ACL.
@@ -76,7 +80,7 @@ async fn leader(agent: &Agent) -> Result<String, String> {
 
 async fn joined(agent: &Agent) -> Result<String, String> {
     let leader = leader(agent).await.map_err(|why| format!("not joined: {why}"))?;
-    let members = agent.members().await.map_err(|error| format!("not joined: {error}"))?;
+    let members = agent.servers().await.map_err(|error| format!("not joined: {error}"))?;
     if members.is_empty() {
         return Ok(format!("joined: leader {leader} (members cannot be read without node:read)"));
     }
@@ -125,7 +129,7 @@ fn own_view(described: &AgentSelf) -> Result<&'static str, String> {
     }
     let index = |key: &str| stat(key).parse::<u64>().unwrap_or(0);
     let (applied, committed) = (index("applied_index"), index("commit_index"));
-    if applied < committed || committed == 0 {
+    if applied + MAX_TRAILING_LOGS < committed || committed == 0 {
         return Err(format!("not caught up: applied {applied} of {committed}"));
     }
     Ok("own view: follows and is caught up")

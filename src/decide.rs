@@ -90,8 +90,10 @@ pub struct Us {
     pub replicas: Option<u32>,
     /// Our ordinal, counted from the StatefulSet's first one.
     pub position: Option<u32>,
-    /// Every address that is or was ours.
+    /// Our addresses of today.
     pub addresses: BTreeSet<IpAddr>,
+    /// Whether somebody joins servers that are found after the start: `run` does, an init container is gone by then.
+    pub joins_later: bool,
 }
 
 /// What the volume holds.
@@ -99,6 +101,10 @@ pub struct Us {
 pub struct Disk {
     /// An agent was started on this volume as a server: raft.db, wal/ or a snapshot is there.
     pub raft_data: bool,
+    /// There is a record.
+    pub recorded: bool,
+    /// The addresses that an earlier start had. By now they may be another server's.
+    pub earlier_addresses: BTreeSet<IpAddr>,
     /// The expect that an earlier start rendered.
     pub frozen_expect: Option<u32>,
     /// The record says that the cluster was seen whole.
@@ -116,9 +122,9 @@ pub fn decide(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
         return rejoin(us, survey, disk);
     }
     if survey.others.iter().any(|other| matches!(other.verdict, Verdict::Formed(_))) {
-        return join(us, survey);
+        return join(us, survey, disk);
     }
-    found(us, survey, disk)
+    found(us, survey)
 }
 
 /// Rule 1.
@@ -137,9 +143,11 @@ fn client(survey: &Survey, disk: &Disk) -> Decision {
 
 /// Rule 4: starts even if everybody is silent.
 fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
-    let expect = disk.frozen_expect.or(us.expect).filter(|_| !disk.formed && us.within_expect(disk.frozen_expect));
+    // A record without an expect is that of a server that joined. Without any record the cluster was made without convene,
+    // and Consul drops the expect by itself once its log has an entry.
+    let expect = if disk.recorded { disk.frozen_expect } else { us.expect.filter(|_| us.within_expect()) };
     // One that would elect itself beside others goes without, because a server with data starts in any case.
-    let expect = expect.filter(|expect| lone_founder(*expect, survey).is_none());
+    let expect = expect.filter(|expect| !disk.formed && lone_founder(*expect, survey).is_none());
     let why = match expect {
         None => "the volume holds raft data: rejoin".to_owned(),
         Some(expect) => format!(
@@ -152,19 +160,22 @@ fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
 /// Rule 5: an empty server at an address that the cluster still lists would grant any vote, and acknowledged writes can be
 /// lost that way. One list is not enough, because it shows the latest configuration, also an uncommitted one: every server
 /// that the leader lists must itself have answered, know that leader and lack us.
-fn join(us: &Us, survey: &Survey) -> Decision {
+fn join(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
     let formed: BTreeMap<IpAddr, (&Other, &Reported)> = survey
         .others
         .iter()
-        .filter_map(|other| if let Verdict::Formed(reported) = &other.verdict { Some((other, reported)) } else { None })
-        .flat_map(|(other, reported)| other.addresses.iter().map(move |ip| (*ip, (other, reported))))
+        .flat_map(|other| other.reports.iter().map(move |(ip, verdict)| (*ip, other, verdict)))
+        .filter_map(|(ip, other, verdict)| Some((ip, (other, verdict.reported()?))))
         .collect();
+    // An earlier address of ours at which another server answers is that server's now.
+    let answers = |ip: &IpAddr| survey.others.iter().any(|other| other.reports.get(ip).is_some_and(Verdict::is_server));
+    let ours = |ip: &IpAddr| us.addresses.contains(ip) || (disk.earlier_addresses.contains(ip) && !answers(ip));
     for (other, reported) in formed.values() {
-        if let Some(ours) = reported.peers.iter().find(|peer| us.addresses.contains(&peer.ip())) {
+        if let Some(listed) = reported.peers.iter().find(|peer| ours(&peer.ip())) {
             return wait(
                 Rule::Join,
                 format!(
-                    "our disk is empty, and {} still lists our address {ours} among its raft peers: an empty server there could vote for a leader that lacks acknowledged writes",
+                    "our disk is empty, and {} still lists our address {listed} among its raft peers: an empty server there could vote for a leader that lacks acknowledged writes",
                     other.name
                 ),
                 "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed",
@@ -203,7 +214,7 @@ fn join(us: &Us, survey: &Survey) -> Decision {
 }
 
 /// Rule 8: every other server is absent or never formed.
-fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+fn found(us: &Us, survey: &Survey) -> Decision {
     if let Some(other) = survey.others.iter().find(|other| matches!(other.verdict, Verdict::Unknown(_))) {
         return wait(
             Rule::Found,
@@ -219,7 +230,7 @@ fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
             "the source answers: an error is not an empty answer",
         );
     }
-    let Some(expect) = disk.frozen_expect.or(us.expect) else {
+    let Some(expect) = us.expect else {
         return wait(
             Rule::Found,
             "no server reports a cluster, and without --expect this one founds none".to_owned(),
@@ -230,7 +241,18 @@ fn found(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
         return Decision::Refuse(refusal);
     }
     let join = targets(survey, &[]);
-    if !us.within_expect(Some(expect)) {
+    let needed = if us.within_expect() { expect as usize - 1 } else { 1 };
+    if !us.joins_later && join.len() < needed {
+        return wait(
+            Rule::Found,
+            format!(
+                "{} of {needed} other servers can be named to Consul, and nobody joins the rest after the start",
+                join.len()
+            ),
+            "the sources of --discover name them; convene run as entrypoint does not wait for this",
+        );
+    }
+    if !us.within_expect() {
         let why = format!(
             "nobody reports a cluster: wait for the first {expect} servers to found it, as a server beyond them"
         );
@@ -265,8 +287,8 @@ fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
     let mut named = Vec::new();
     for other in survey.servers() {
         let list = if other.verdict.is_server() { &mut answered } else { &mut silent };
-        list.extend(other.addresses.iter().map(|ip| Target::Address(*ip, other.port)));
-        if other.addresses.is_empty() {
+        list.extend(other.addresses().map(|ip| Target::Address(ip, other.port)));
+        if other.reports.is_empty() {
             named.extend(other.host.iter().map(|host| Target::Name(host.clone(), other.port)));
         }
     }
@@ -286,7 +308,7 @@ fn failures(survey: &Survey) -> String {
 }
 
 fn detail(survey: &Survey, peer: &SocketAddr) -> String {
-    let known = survey.others.iter().find(|other| other.addresses.contains(&peer.ip()));
+    let known = survey.others.iter().find(|other| other.reports.contains_key(&peer.ip()));
     known.map(|other| format!(" ({} is {})", other.name, other.verdict)).unwrap_or_default()
 }
 
@@ -302,8 +324,8 @@ fn count(number: usize, one: &str, many: &str) -> String {
 
 impl Us {
     /// An ordinal beyond the expect renders none: the first ones found.
-    fn within_expect(&self, frozen: Option<u32>) -> bool {
-        match (self.position, frozen.or(self.expect)) {
+    fn within_expect(&self) -> bool {
+        match (self.position, self.expect) {
             (Some(position), Some(expect)) => position < expect,
             _ => true,
         }

@@ -46,7 +46,7 @@ pub fn show(survey: &Survey, format: Format) -> Result<String, Failure> {
                 .others
                 .iter()
                 .filter(|other| other.verdict.is_server())
-                .flat_map(|other| other.addresses.iter().map(ToString::to_string))
+                .flat_map(|other| other.addresses().map(|ip| ip.to_string()))
                 .collect();
             found.sort();
             found.dedup();
@@ -72,7 +72,7 @@ fn unavailable(mut message: String) -> Failure {
 }
 
 fn addresses(other: &Other) -> String {
-    let text = other.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let text = other.addresses().map(|ip| ip.to_string()).collect::<Vec<_>>().join(",");
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
@@ -111,7 +111,7 @@ fn json(survey: &Survey) -> Value {
                 Verdict::Absent(why) => ("absent", None, None, Some(why)),
                 Verdict::Unknown(why) => ("unknown", None, None, Some(why)),
             };
-            json!({"name": other.name, "addresses": other.addresses, "verdict": verdict, "leader": leader, "peers": peers, "why": why})
+            json!({"name": other.name, "addresses": other.addresses().collect::<Vec<_>>(), "verdict": verdict, "leader": leader, "peers": peers, "why": why})
         })
         .collect();
     let sources: Vec<Value> = survey

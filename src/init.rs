@@ -7,12 +7,12 @@
 use crate::api::ApiError;
 use crate::decide::{Decision, Start, Us, decide};
 use crate::exit::{Code, Failure, chain};
+use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
 use crate::render::render;
 use crate::settings::{Leave, Node};
-use crate::stop::{Busy, BusyError};
-use crate::survey::Surveyor;
+use crate::survey::{Other, Survey, Surveyor};
 use crate::time;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -21,49 +21,65 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// How often a waiting convene says what it waits for.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+pub const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// What was prepared.
 #[derive(Debug)]
 pub struct Prepared {
     /// The volume, for what is learned later.
     pub volume: Volume,
-    /// What stands in the record now.
-    pub record: Record,
-    /// What was decided.
-    pub start: Start,
     /// Remembers what was seen.
     pub surveyor: Surveyor,
-    /// Held until the agent starts: `check live` is content meanwhile.
-    pub busy: Busy,
+    /// Held until the agent's API answers: `check live` is content meanwhile.
+    pub waiting: Option<Held>,
+    /// Held for as long as the agent is supervised.
+    pub agent_lock: Held,
+}
+
+/// What beside the settings makes a difference.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// CMD binds an address itself.
+    pub binds: bool,
+    /// Somebody joins servers that are found after the start.
+    pub joins_later: bool,
+    /// What the user ordered about leaving.
+    pub leave: Option<Leave>,
 }
 
 /// Surveys and decides until the agent may start, then writes the record and the rendered file.
 ///
 /// # Errors
 /// [`Failure`]: 73 and 78 of the volume, 64 of a decision that refuses, 75 when `--wait` ran out.
-pub async fn prepare(node: &Node, binds: bool, leave: Option<Leave>) -> Result<Prepared, Failure> {
-    let begun = Instant::now();
+pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
+    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None };
     let volume = Volume::open(&node.local.data_dir, node.create_data_dir).map_err(|error| volume_failure(&error))?;
+    let told_waiting = volume.try_lock(Lock::Waiting).map_err(|error| volume_failure(&error))?;
+    // Only then is it read: whoever had the volume may have changed what is on it.
+    let agent_lock = lock(&volume, &mut waiting).await?;
     let holding = volume.read().map_err(|error| volume_failure(&error))?;
     hello(node, &volume, &holding);
-    let busy = Busy::hold(&volume).await.map_err(|error| match error {
-        BusyError::Volume(error) => volume_failure(&error),
-        BusyError::Lock(errno) => {
-            Failure::new(Code::Write, format!("could not lock {}: {errno}", volume.folder().display()))
-        }
-    })?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey).map_err(|error| settings_failure(&error))?;
-    let us = us(node, &holding);
-    let start = settle(node, &us, &mut surveyor, &holding, begun).await?;
+    let start = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
     let record = record(node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
     volume
-        .write(&node.config_out, render(node, &start, binds, leave).as_bytes())
+        .write(&node.config_out, render(node, &start, how.binds, how.leave).as_bytes())
         .map_err(|error| volume_failure(&error))?;
-    info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(begun.elapsed()), "ready to start the agent");
-    Ok(Prepared { volume, record, start, surveyor, busy })
+    info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
+    Ok(Prepared { volume, surveyor, waiting: told_waiting, agent_lock })
+}
+
+/// Waits for the volume.
+async fn lock(volume: &Volume, waiting: &mut Waiting) -> Result<Held, Failure> {
+    loop {
+        if let Some(held) = volume.try_lock(Lock::Agent).map_err(|error| volume_failure(&error))? {
+            return Ok(held);
+        }
+        let line = "another convene has this volume, with its agent; this ends when: that one ends (after a force delete its Pod may live out its grace period)";
+        waiting.once_more(line.to_owned()).await?;
+    }
 }
 
 /// What a failure of the volume ends in.
@@ -102,31 +118,48 @@ fn hello(node: &Node, volume: &Volume, holding: &Holding) {
     }
 }
 
-/// Looks and decides until there is something to do.
-async fn settle(
-    node: &Node,
-    us: &Us,
-    surveyor: &mut Surveyor,
-    holding: &Holding,
+/// A wait that is told, limited, and not too busy.
+struct Waiting {
     begun: Instant,
-) -> Result<Start, Failure> {
+    limit: Option<Duration>,
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    /// Says why, when that is news, and pauses.
+    async fn once_more(&mut self, line: String) -> Result<(), Failure> {
+        let elapsed = self.begun.elapsed();
+        if let Some(limit) = self.limit
+            && elapsed >= limit
+        {
+            return Err(Failure::new(Code::NotNow, format!("waited {} and gave up: {line}", time::text(limit))));
+        }
+        // What is over within a second is no news; what lasts is said when it changes, then every 10 s.
+        let news = self.said.as_ref().is_none_or(|(old, at)| {
+            (*old != line && at.elapsed() >= Duration::from_secs(1)) || at.elapsed() >= SAY_EVERY
+        });
+        if news && elapsed >= Duration::from_secs(1) {
+            warn!(waited_s = elapsed.as_secs(), "waiting: {line}");
+            self.said = Some((line, Instant::now()));
+        }
+        let pause = pause(elapsed);
+        let left = self.limit.map_or(pause, |limit| limit.saturating_sub(elapsed).min(pause));
+        tokio::time::sleep(left).await;
+        Ok(())
+    }
+}
+
+/// Looks and decides until there is something to do.
+async fn settle(us: &Us, surveyor: &mut Surveyor, holding: &Holding, waiting: &mut Waiting) -> Result<Start, Failure> {
     let disk = holding.disk();
-    let mut said: Option<(String, Instant)> = None;
     loop {
         let survey = surveyor.survey().await;
         match decide(us, &survey, &disk) {
             Decision::Start(start) => {
-                for report in &survey.sources {
-                    match &report.outcome {
-                        Ok(named) => info!(source = report.source, named, took_ms = millis(report.took), "asked"),
-                        Err(why) => warn!(source = report.source, took_ms = millis(report.took), "failed: {why}"),
-                    }
-                }
-                for other in &survey.others {
-                    info!(server = other.name, addresses = addresses(&other.addresses), "{}", other.verdict);
-                }
-                let joins = start.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                info!(rule = %start.rule, expect = start.expect, retry_join = joins, took_ms = millis(begun.elapsed()), "decided: {}", start.why);
+                tell(&survey, &start, waiting.begun);
                 return Ok(start);
             }
             Decision::Refuse(refusal) => {
@@ -136,29 +169,25 @@ async fn settle(
                 ));
             }
             Decision::Wait(wait) => {
-                let line = format!("rule {}: {}; this ends when: {}", wait.rule, wait.why, wait.cure);
-                if let Some(limit) = node.wait
-                    && begun.elapsed() >= limit
-                {
-                    return Err(Failure::new(
-                        Code::NotNow,
-                        format!("waited {} and gave up: {line}", time::text(limit)),
-                    ));
-                }
-                // A start that is about to go on is no news; what lasts is said at once when it changes, then every 10 s.
-                let news = said.as_ref().is_none_or(|(old, at)| {
-                    (*old != line && at.elapsed() >= Duration::from_secs(1)) || at.elapsed() >= SAY_EVERY
-                });
-                if news && begun.elapsed() >= Duration::from_secs(1) {
-                    warn!(waited_s = begun.elapsed().as_secs(), "waiting: {line}");
-                    said = Some((line, Instant::now()));
-                }
-                let pause = pause(begun.elapsed());
-                let left = node.wait.map_or(pause, |limit| limit.saturating_sub(begun.elapsed()).min(pause));
-                tokio::time::sleep(left).await;
+                waiting.once_more(format!("rule {}: {}; this ends when: {}", wait.rule, wait.why, wait.cure)).await?;
             }
         }
     }
+}
+
+/// What was seen and decided.
+fn tell(survey: &Survey, start: &Start, begun: Instant) {
+    for report in &survey.sources {
+        match &report.outcome {
+            Ok(named) => info!(source = report.source, named, took_ms = millis(report.took), "asked"),
+            Err(why) => warn!(source = report.source, took_ms = millis(report.took), "failed: {why}"),
+        }
+    }
+    for other in &survey.others {
+        info!(server = other.name, addresses = addresses(other), "{}", other.verdict);
+    }
+    let joins = start.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    info!(rule = %start.rule, expect = start.expect, retry_join = joins, took_ms = millis(begun.elapsed()), "decided: {}", start.why);
 }
 
 /// How long to wait before looking again: short while a formation is likely, long when something is broken.
@@ -170,37 +199,42 @@ pub fn pause(elapsed: Duration) -> Duration {
     }
 }
 
-fn us(node: &Node, holding: &Holding) -> Us {
+fn us(node: &Node, joins_later: bool) -> Us {
     let survey = &node.survey;
     Us {
         role: node.role,
         expect: survey.expect,
         replicas: survey.replicas,
         position: node.local.seat.as_ref().and_then(|seat| seat.ordinal.checked_sub(survey.ordinals_start)),
-        addresses: node.local.own_addresses.iter().chain(holding.addresses()).copied().collect(),
+        addresses: node.local.own_addresses.iter().copied().collect(),
+        joins_later,
     }
 }
 
 /// What the record says from now on. An expect that was rendered once stays; a start takes "left" back.
 fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Record {
     let old = holding.record.as_ref();
-    let mut addresses: BTreeSet<IpAddr> = holding.addresses().iter().copied().collect();
+    // Before an agent was started nobody has seen an expect, and another one may still be given.
+    let frozen = old.filter(|_| holding.raft_data).and_then(|record| record.expect);
+    let mut addresses: BTreeSet<IpAddr> = old.iter().flat_map(|record| record.addresses.iter().copied()).collect();
     addresses.extend(node.local.advertise);
     Record {
         version: VERSION,
         owner: node.local.owner.clone(),
         node_id: node_id.to_string(),
-        expect: old.and_then(|record| record.expect).or(start.expect),
+        expect: frozen.or(start.expect),
+
         formed: old.is_some_and(|record| record.formed),
         left: false,
+        advertise: node.local.advertise,
         addresses: addresses.into_iter().collect(),
         servers: old.map(|record| record.servers.clone()).unwrap_or_default(),
         more: old.map(|record| record.more.clone()).unwrap_or_default(),
     }
 }
 
-fn addresses(all: &[IpAddr]) -> String {
-    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn addresses(other: &Other) -> String {
+    other.addresses().map(|ip| ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Whole milliseconds, for a log field.

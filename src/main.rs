@@ -6,10 +6,10 @@
 use convene::api::Agent;
 use convene::check::{WHATS, check};
 use convene::cli::{
-    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, LeaveArgs, Places, RunArgs, Stopped,
+    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs, Stopped,
 };
 use convene::exit::{Code, Failure};
-use convene::init::{settings_failure, volume_failure};
+use convene::init::{How, settings_failure, volume_failure};
 use convene::run::pid1::{self, Signals};
 use convene::run::{Task, not_started, prepare_or_stop, run};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
@@ -86,20 +86,29 @@ async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u
     match cli.command {
         Command::Init(args) => init_command(signals, reader, &args).await,
         Command::Run(args) => run_command(signals, reader, args).await,
-        Command::Leave(args) => leave_command(reader, &args).await,
-        Command::Check(args) => check_command(reader, &args).await,
-        Command::Discover(args) => discover_command(reader, &args).await,
-        Command::Install(args) => {
-            let target = install::install(Path::new(&args.dir))?;
-            info!(file = %target.display(), "installed");
-            Ok(0)
-        }
+        Command::Leave(args) => as_any_program(signals, leave_command(reader, &args)).await,
+        Command::Check(args) => as_any_program(signals, check_command(reader, &args)).await,
+        Command::Discover(args) => as_any_program(signals, discover_command(reader, &args)).await,
+        Command::Install(args) => as_any_program(signals, install_command(&args)).await,
     }
+}
+
+/// A command that has nothing to lose: a signal ends it as it ends any program.
+async fn as_any_program(signals: Signals, command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    signals.restore();
+    command.await
+}
+
+async fn install_command(args: &InstallArgs) -> Result<u8, Failure> {
+    let target = install::install(Path::new(&args.dir))?;
+    info!(file = %target.display(), "installed");
+    Ok(0)
 }
 
 async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
     let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
-    let prepared = prepare_or_stop(&mut signals, &node, false, None).await?;
+    let how = How { binds: false, joins_later: false, leave: None };
+    let prepared = prepare_or_stop(&mut signals, &node, how).await?;
     Ok(prepared.map_or_else(|code| code, |_| 0))
 }
 
@@ -172,14 +181,15 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
         addresses: local.own_addresses.iter().copied().collect(),
         role: local.role.unwrap_or(Role::Server),
     };
-    let left = leave_once(&volume, &leaver, deadline).await;
+    let left = leave_once(&volume, leaver, deadline).await;
     left.map(|_| 0).map_err(|error| Failure::from_error(leave_code(&error), &error))
 }
 
 fn leave_code(error: &LeaveError) -> Code {
     match error {
         LeaveError::Held { .. } => Code::NotNow,
-        LeaveError::Lock(_) => Code::Write,
+        LeaveError::Lock(error) => error.code(),
+        LeaveError::NoAddress => Code::Usage,
         _ => Code::Unavailable,
     }
 }

@@ -5,6 +5,7 @@
 //! files, and either one repairs the other. Never makes a missing data folder unless asked to. Fails with [`RecordError`]:
 //! 73 when the volume cannot be used, 78 when a person must look.
 
+pub mod lock;
 pub mod node_id;
 
 use crate::decide::Disk;
@@ -47,7 +48,10 @@ pub struct Record {
     /// We left the cluster.
     #[serde(default)]
     pub left: bool,
-    /// Every address that we advertised.
+    /// The address that we advertise.
+    #[serde(default)]
+    pub advertise: Option<IpAddr>,
+    /// Every address that we ever advertised.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// The other servers that were known last.
@@ -210,10 +214,10 @@ impl Volume {
         self.dir.join(FOLDER)
     }
 
-    /// Whether the data folder is a mount of its own: without one, the data dies with the Pod.
+    /// Whether the data folder lies on another file system than the root: one that does not dies with the container.
     pub fn is_mount(&self) -> bool {
         let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
-        self.dir.canonicalize().ok().and_then(|dir| Some(device(&dir)? != device(dir.parent()?)?)).unwrap_or(true)
+        device(&self.dir).zip(device(Path::new("/"))).is_none_or(|(ours, root)| ours != root)
     }
 
     /// Reads what is there, without changing anything.
@@ -328,7 +332,7 @@ impl Volume {
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
         let io = |cause| RecordError::Io { action: "write", path: path.to_owned(), cause };
-        let parent = path.parent().unwrap_or(Path::new("."));
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // In the target's own folder unless that is the data folder, whose other files are Consul's.
         let temp = if parent == self.dir { self.folder().join(TEMP) } else { parent.join(TEMP) };
         let written = (|| {
@@ -394,10 +398,7 @@ impl Volume {
     }
 
     /// A file to lock in our folder, made if it is not there.
-    ///
-    /// # Errors
-    /// [`RecordError::Io`].
-    pub fn lock_file(&self, name: &str) -> Result<File, RecordError> {
+    fn lock_file(&self, name: &str) -> Result<File, RecordError> {
         self.make_folder()?;
         let path = self.folder().join(name);
         let opened = nix::fcntl::open(
@@ -444,14 +445,11 @@ impl Holding {
         let record = self.record.as_ref();
         Disk {
             raft_data: self.raft_data,
+            recorded: record.is_some(),
+            earlier_addresses: record.map(|record| record.addresses.iter().copied().collect()).unwrap_or_default(),
             frozen_expect: record.and_then(|record| record.expect),
             formed: record.is_some_and(|record| record.formed),
             last_servers: record.map(|record| record.servers.clone()).unwrap_or_default(),
         }
-    }
-
-    /// Every address that was ours.
-    pub fn addresses(&self) -> &[IpAddr] {
-        self.record.as_ref().map(|record| record.addresses.as_slice()).unwrap_or_default()
     }
 }

@@ -9,11 +9,11 @@ pub mod watch;
 
 use crate::api::Agent;
 use crate::exit::{Code, Failure};
-use crate::init::{Prepared, prepare, settings_failure, told};
+use crate::init::{How, Prepared, prepare, settings_failure, told};
 use crate::record::Volume;
 use crate::settings::{Leave, Node, Stop};
 use crate::stop::deadline;
-use crate::stop::leave::{LeaveError, Leaver, Left, leave_once, waited_for};
+use crate::stop::leave::{LeaveError, Leaver, Left, leave_once};
 use nix::sys::signal::Signal;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use std::ffi::OsString;
@@ -53,13 +53,8 @@ pub fn not_started(error: &StartError) -> Result<u8, Failure> {
 ///
 /// # Errors
 /// The failures of [`prepare`].
-pub async fn prepare_or_stop(
-    signals: &mut Signals,
-    node: &Node,
-    binds: bool,
-    leave: Option<Leave>,
-) -> Result<Result<Prepared, u8>, Failure> {
-    let preparing = prepare(node, binds, leave);
+pub async fn prepare_or_stop(signals: &mut Signals, node: &Node, how: How) -> Result<Result<Prepared, u8>, Failure> {
+    let preparing = prepare(node, how);
     tokio::pin!(preparing);
     loop {
         tokio::select! {
@@ -81,15 +76,21 @@ pub async fn prepare_or_stop(
 /// # Errors
 /// [`Failure`]: those of [`prepare`], and 71, 126 or 127 when CMD cannot be started.
 pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> Result<u8, Failure> {
-    let prepared = match prepare_or_stop(&mut signals, node, task.binds, stop.leave).await? {
+    let agent = Agent::own(&node.local.http).map_err(|error| settings_failure(&error))?;
+    let how = How { binds: task.binds, joins_later: !task.exec, leave: stop.leave };
+    let prepared = match prepare_or_stop(&mut signals, node, how).await? {
         Ok(prepared) => prepared,
         Err(code) => return Ok(code),
     };
     if task.exec {
-        // The lock ends with the exec; whoever waits for it may go on then.
+        // Our locks end with the exec: from then on the volume is the agent's.
         return not_started(&pid1::exec(signals, &task.command));
     }
-    let agent = own_agent(node, &prepared).await?;
+    let supervisor = match Supervisor::start(signals, &task.command) {
+        Ok(supervisor) => supervisor,
+        Err(error) => return not_started(&error),
+    };
+    info!(pid = supervisor.child().as_raw(), "started the agent");
     let leaver = Leaver {
         agent: agent.clone(),
         peers: prepared.surveyor.peers().clone(),
@@ -97,43 +98,15 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
         addresses: node.local.own_addresses.iter().copied().collect(),
         role: node.role,
     };
-    let supervisor = match Supervisor::start(signals, &task.command) {
-        Ok(supervisor) => supervisor,
-        Err(error) => return not_started(&error),
-    };
-    info!(pid = supervisor.child().as_raw(), "started the agent");
     supervise(supervisor, node, stop, agent, leaver, prepared).await
 }
 
-/// The own agent; a name in its address is resolved by ourselves.
-async fn own_agent(node: &Node, prepared: &Prepared) -> Result<Agent, Failure> {
-    let http = &node.local.http;
-    let agent = match Agent::name_to_resolve(http) {
-        None => Agent::own(http),
-        Some(name) => {
-            let found = prepared.surveyor.dns().addresses(name).await;
-            match found.ok().and_then(|found| found.first().copied()) {
-                Some(ip) => Agent::own_at(http, ip),
-                None => {
-                    return Err(Failure::new(
-                        Code::Unavailable,
-                        format!(
-                            "could not resolve {name} of CONSUL_HTTP_ADDR; give the agent's address, usually 127.0.0.1:8500"
-                        ),
-                    ));
-                }
-            }
-        }
-    };
-    agent.map_err(|error| settings_failure(&error))
-}
-
-type Leaving = Pin<Box<dyn Future<Output = Result<Option<Left>, LeaveError>>>>;
+type Leaving = Pin<Box<dyn Future<Output = Result<Left, LeaveError>>>>;
 
 /// A stop under way.
 struct Stopping {
     deadline: Instant,
-    /// Runs until the agent may be told to end: a hook on this volume is over, and so is our own leave.
+    /// Runs until the leave is over.
     leaving: Option<Leaving>,
     /// What went wrong.
     failed: Option<Failure>,
@@ -149,8 +122,9 @@ async fn supervise(
     leaver: Leaver,
     prepared: Prepared,
 ) -> Result<u8, Failure> {
-    let volume = prepared.volume.clone();
-    let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(release_and_watch(node, agent, prepared));
+    let Prepared { volume, surveyor, waiting, agent_lock: _agent_lock } = prepared;
+    let watch = Watch::new(node, agent, volume.clone(), surveyor);
+    let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
     let mut stopping: Option<Stopping> = None;
     let code = loop {
         let until = stopping.as_ref().map_or_else(far, |stopping| stopping.deadline);
@@ -161,13 +135,16 @@ async fn supervise(
                 Happened::Ended(code) => break code,
                 Happened::Signalled(Signal::SIGTERM) => match &stopping {
                     None => {
-                        // With it goes the lock that it may hold still.
                         watching = Box::pin(std::future::pending());
-                        stopping = Some(begin(&volume, stop, leaver.clone()));
+                        stopping = Some(begin(&supervisor, &volume, stop, leaver.clone()));
                     }
                     // A second signal would abort Consul's leave.
                     Some(_) => info!("TERM again: the stop is under way already"),
                 },
+                // Nor may INT or QUIT, which a terminal or a person sends meanwhile.
+                Happened::Signalled(signal @ (Signal::SIGINT | Signal::SIGQUIT)) if stopping.is_some() => {
+                    info!(signal = signal.as_str(), "not handed on: the stop is under way already");
+                }
                 Happened::Signalled(signal) => supervisor.forward(signal),
             },
             result = left(&mut stopping) => {
@@ -192,29 +169,31 @@ async fn supervise(
     finish(supervisor, stopping, code).await
 }
 
-/// Begins the stop: the lock, then a leave if it was ordered.
-fn begin(volume: &Volume, stop: Stop, leaver: Leaver) -> Stopping {
+/// Begins the stop: a leave if it was ordered, else the agent's TERM at once.
+fn begin(supervisor: &Supervisor, volume: &Volume, stop: Stop, leaver: Leaver) -> Stopping {
     let deadline = deadline(Instant::now(), stop.grace);
     let always = stop.leave == Some(Leave::Always);
     info!(leave = if always { "always" } else { "never" }, grace_s = stop.grace.as_secs(), "TERM: stopping");
+    if !always {
+        supervisor.forward(Signal::SIGTERM);
+        return Stopping { deadline, leaving: None, failed: None, killed: false };
+    }
     // What the leave may take is less than what there is, since the agent must be ended after it.
     let until = deadline - ENDING;
     let volume = volume.clone();
-    let leaving: Leaving = Box::pin(async move {
-        if always { leave_once(&volume, &leaver, until).await } else { waited_for(&volume, until).await.map(|_| None) }
-    });
+    let leaving: Leaving = Box::pin(async move { leave_once(&volume, leaver, until).await });
     Stopping { deadline, leaving: Some(leaving), failed: None, killed: false }
 }
 
 /// The end of the leave, for as long as there is one.
-async fn left(stopping: &mut Option<Stopping>) -> Result<Option<Left>, LeaveError> {
+async fn left(stopping: &mut Option<Stopping>) -> Result<Left, LeaveError> {
     match stopping.as_mut().and_then(|stopping| stopping.leaving.as_mut()) {
         Some(leaving) => leaving.await,
         None => std::future::pending().await,
     }
 }
 
-fn note(result: Result<Option<Left>, LeaveError>, failed: &mut Option<Failure>) {
+fn note(result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
     if let Err(error) = result {
         error!("{}; stopping without", told(&error));
         *failed = Some(Failure::from_error(Code::Unavailable, &error));
@@ -238,14 +217,6 @@ async fn finish(supervisor: Supervisor, stopping: Option<Stopping>, code: u8) ->
         None if stopping.killed => Ok(code),
         None => Ok(0),
     }
-}
-
-/// Lets go of the lock once the agent's API answers, then watches.
-async fn release_and_watch(node: &Node, agent: Agent, prepared: Prepared) {
-    let (watch, busy) = Watch::new(node, agent, prepared);
-    watch.until_it_answers().await;
-    drop(busy);
-    watch.watch().await;
 }
 
 fn far() -> Instant {

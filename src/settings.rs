@@ -347,6 +347,17 @@ impl Survey {
             return Err(missing("the namespace", "set POD_NAMESPACE by the downward API"));
         }
         let (expect, replicas) = numbers(reader, args, said)?;
+        let ordinals_start = reader.number("ordinals_start", &args.ordinals_start, 0..=9999)?.unwrap_or(0);
+        if let Some(seat) = local.seat.as_ref().filter(|seat| role == Role::Server && seat.ordinal < ordinals_start) {
+            return Err(SettingsError::Conflict {
+                what: format!(
+                    "{} is {ordinals_start} but our ordinal is {}",
+                    reader.places.of("ordinals_start"),
+                    seat.ordinal
+                ),
+                mend: "give the StatefulSet's spec.ordinals.start, or nothing when it has none".to_owned(),
+            });
+        }
         Ok(Self {
             sources,
             timeout: reader
@@ -362,7 +373,7 @@ impl Survey {
             service,
             expect,
             replicas,
-            ordinals_start: reader.number("ordinals_start", &args.ordinals_start, 0..=9999)?.unwrap_or(0),
+            ordinals_start,
         })
     }
 }

@@ -54,10 +54,19 @@ pub struct Other {
     pub host: Option<String>,
     /// Serf's port, where it was given.
     pub port: Option<u16>,
-    /// Every address it had in this run, sorted.
-    pub addresses: Vec<IpAddr>,
-    /// What it says, or why it cannot be told.
+    /// What each of its addresses answered. One that it had earlier in this run is among them only if it answered as a server.
+    pub reports: BTreeMap<IpAddr, Verdict>,
+    /// What follows from them all, or why nothing can be told.
     pub verdict: Verdict,
+}
+
+// === impl Other ===
+
+impl Other {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.reports.keys().copied()
+    }
 }
 
 /// Looks, and remembers within one run.
@@ -138,7 +147,7 @@ impl Surveyor {
     pub async fn survey(&mut self) -> Survey {
         let (sources, candidates) = self.find().await;
         let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().copied().collect();
-        let candidates = self.others_only(candidates, &own);
+        let candidates: Vec<Candidate> = candidates.into_iter().filter_map(|one| one.without(&own)).collect();
         let mut asked = self
             .ask_all(candidates.iter().flat_map(|one| one.newest.iter().chain(&one.older)).copied().collect())
             .await;
@@ -219,24 +228,12 @@ impl Surveyor {
         }
     }
 
-    /// A list given by hand usually has our own name too.
+    /// A list given by hand usually has our own name too: the node's, or the Pod's behind its Service.
     fn is_own_name(&self, host: &Host) -> bool {
         let HostName::Name(name) = &host.name else { return false };
         let name = name.trim_end_matches('.');
-        let first = name.split('.').next().unwrap_or(name);
-        name == self.local.node_name || first == self.local.owner.pod
-    }
-
-    /// Takes ourselves out: an address of ours, and whoever had nothing else.
-    fn others_only(&self, candidates: Vec<Candidate>, own: &BTreeSet<IpAddr>) -> Vec<Candidate> {
-        let without = |mut one: Candidate| {
-            let had = !one.newest.is_empty() || !one.older.is_empty();
-            one.newest.retain(|ip| !own.contains(ip));
-            one.older.retain(|ip| !own.contains(ip));
-            let is_self = had && one.newest.is_empty() && one.older.is_empty();
-            (!is_self).then_some(one)
-        };
-        candidates.into_iter().filter_map(without).collect()
+        let is_pod = || self.local.seat.is_some() && name.split('.').next() == Some(self.local.owner.pod.as_str());
+        name == self.local.node_name || is_pod()
     }
 
     async fn ask_all(&self, addresses: BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Heard> {
@@ -264,8 +261,6 @@ struct Answered {
 
 /// Every address in anybody's raft peers, and every leader's.
 fn listed(others: &[Other]) -> BTreeSet<IpAddr> {
-    let reported = others
-        .iter()
-        .filter_map(|other| if let Verdict::Formed(reported) = &other.verdict { Some(reported) } else { None });
+    let reported = others.iter().flat_map(|other| other.reports.values()).filter_map(Verdict::reported);
     reported.flat_map(|reported| reported.peers.iter().chain(&reported.leader).map(|address| address.ip())).collect()
 }

@@ -242,7 +242,7 @@ fn a_term_after_the_leave_hook_does_not_leave_again() {
     assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
     cluster.signal(follower, Signal::SIGTERM);
     assert_eq!(cluster.wait(follower).code(), Some(0), "{}", cluster.log(follower));
-    assert!(cluster.log(follower).contains("left the cluster already"), "{}", cluster.log(follower));
+    assert!(cluster.log(follower).contains("it had left already"), "{}", cluster.log(follower));
     assert_eq!(record(&cluster, follower)["left"], true);
     assert_gone(&cluster, follower);
 }

@@ -203,8 +203,9 @@ fn an_agent_that_answers_nonsense_is_unknown_with_the_reason() {
         (Reply::Close, "could not ask"),
         (Reply::CutShort("\"\"".to_owned()), "could not ask"),
         (Reply::Json(500, "rpc error".to_owned()), "answered 500: rpc error"),
-        (Reply::ok("\"nowhere\""), "an address was expected"),
+        (Reply::ok("\"nowhere\""), "addresses of at most 99 servers were expected"),
         (Reply::ok("{}"), "something that is not Consul's"),
+        (Reply::Json(403, "Permission denied".to_owned()), "answered 403: Permission denied"),
         (Reply::Nothing, "did not answer within 2000 ms"),
     ] {
         let (block, dns) = (loopback_block(), ScriptedDns::zone());
@@ -499,4 +500,174 @@ fn a_term_while_waiting_ends_at_once_with_143_and_nothing_written() {
     let ended = Ended::of(waiting.wait_with_output().unwrap());
     assert_eq!(ended.code, 143, "{}", ended.stderr);
     assert!(!data.path().join("node-id").exists());
+}
+
+#[test]
+fn an_agent_that_reports_thousands_of_peers_is_not_believed() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let many: Vec<String> = (0..3000).map(|n| format!("\"127.200.{}.{}:8300\"", n / 250, n % 250 + 1)).collect();
+    let _two = Server::reporting(&block, 2, "\"\"", &format!("[{}]", many.join(",")));
+    let seen = json(&discover(&dns, &format!("static:{}", block.ip(2)), &[]));
+    assert_eq!(seen["servers"].as_array().unwrap().len(), 1);
+    assert!(seen["servers"][0]["why"].as_str().unwrap().contains("3000 raft peers"), "{seen}");
+}
+
+#[test]
+fn a_name_given_by_hand_with_two_addresses_is_two_servers() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    dns.set(NAME, RecordType::A, Answer::Addresses(ips(&block, &[2, 3])));
+    dns.set(NAME, RecordType::AAAA, Answer::NoData);
+    let _two = Server::never_formed(&block, 2);
+    let _three = OpenPort::at(&block.at(3, 8300));
+    let ended = start(data.path(), &dns, &format!("static:{NAME}"), &block.ip(1).to_string(), &[]);
+    ended.ends(75, &["rule 8", &format!("({}) is unknown", block.ip(3))]);
+}
+
+#[test]
+fn names_that_only_look_like_ours_are_others() {
+    let dns = ScriptedDns::zone();
+    let seen = discover(&dns, "static:consul.a.example,consul.b.example", &["--node-name=consul"]);
+    assert_eq!(verdicts(&seen).len(), 2, "{}", seen.stdout);
+}
+
+#[test]
+fn a_second_convene_waits_for_the_volume_and_says_so() {
+    let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+    dns.set_all(NAME, &Answer::Silence);
+    let own = block.ip(1).to_string();
+    let first = Convene::new([
+        "init",
+        "--role=server",
+        "--node-name=s1",
+        "--expect=3",
+        "--discover-timeout=60s",
+        "--resolv-conf=/does/not/exist",
+    ])
+    .words([format!("--discover=dns:{NAME}"), format!("--advertise={own}")])
+    .words([format!("--nameserver={}", dns.addr()), format!("--data-dir={}", data.path().display())])
+    .spawn();
+    dns.wait_for(NAME, RecordType::A, 1);
+    let second = start(data.path(), &dns, &format!("static:{}", block.ip(2)), &own, &[]);
+    second.ends(75, &["another convene has this volume"]);
+    assert!(!data.path().join("node-id").exists());
+    let live = Convene::new(["check", "live", "--data-dir"])
+        .words([data.path()])
+        .env("CONSUL_HTTP_ADDR", block.at(1, 8500))
+        .run();
+    assert_eq!((live.code, live.stdout.as_str()), (0, "live: convene waits or stops\n"));
+    term(&first);
+    assert_eq!(Ended::of(first.wait_with_output().unwrap()).code, 143);
+    let live = Convene::new(["check", "live", "--data-dir"])
+        .words([data.path()])
+        .env("CONSUL_HTTP_ADDR", block.at(1, 8500))
+        .run();
+    assert_eq!(live.code, 1, "{}", live.stdout);
+}
+
+fn term(child: &std::process::Child) {
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_term_ends_discover_as_it_ends_any_program() {
+    let dns = ScriptedDns::zone();
+    dns.set_all(NAME, &Answer::Silence);
+    let asking = Convene::new(["discover", "--discover-timeout=60s", "--discover", &format!("dns:{NAME}")])
+        .words([format!("--nameserver={}", dns.addr())])
+        .spawn();
+    dns.wait_for(NAME, RecordType::A, 1);
+    term(&asking);
+    assert_eq!(Ended::of(asking.wait_with_output().unwrap()).code, 143);
+}
+
+#[test]
+fn a_server_with_data_starts_although_its_own_agents_name_cannot_be_resolved() {
+    let (block, data) = (loopback_block(), tempfile::tempdir().unwrap());
+    std::fs::create_dir_all(data.path().join("raft/wal")).unwrap();
+    let ended = Convene::new(["run", "--role=server", "--node-name=s1", "--expect=3", "--resolv-conf=/does/not/exist"])
+        .words([
+            format!("--discover=static:{}", block.ip(2)),
+            format!("--advertise={}", block.ip(1)),
+            format!("--data-dir={}", data.path().display()),
+        ])
+        .env("CONSUL_HTTP_ADDR", "http://consul.invalid:8500")
+        .words(["--", "sh", "started.sh"])
+        .within(data.path())
+        .run();
+    // The script is not there: what counts is that it was begun.
+    assert!(ended.stderr.contains("started the agent"), "{}", ended.stderr);
+}
+
+/// The own agent, scripted, and the hook that asks it to leave.
+fn leave(agent: &ScriptedHttp, words: &[&str]) -> Ended {
+    let data = tempfile::tempdir().unwrap();
+    Convene::new(["leave", "--leave=always", "--node-name=s1", "--grace-period=5s"])
+        .words([format!("--data-dir={}", data.path().display())])
+        .words(words)
+        .env("CONSUL_HTTP_ADDR", agent.addr().to_string())
+        .run()
+}
+
+#[test]
+fn a_client_leaves_by_its_agents_word_although_no_server_is_there() {
+    let agent = ScriptedHttp::start();
+    agent.expect(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
+    agent.expect(Call::put("/v1/agent/leave", Reply::ok("")));
+    leave(&agent, &["--role=client"]).ends(0, &["the agent answered that it has left"]);
+    agent.finish();
+}
+
+#[test]
+fn a_leave_that_is_not_allowed_names_the_policy() {
+    let agent = ScriptedHttp::start();
+    agent.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
+    agent.always(Call::get("/v1/status/peers", Reply::ok("[\"127.0.0.1:8300\"]")));
+    agent.expect(Call::put("/v1/agent/leave", Reply::Json(403, "Permission denied".to_owned())));
+    leave(&agent, &["--role=server", "--advertise=127.0.0.1"])
+        .ends(69, &["agent \"s1\" { policy = \"write\" }", "Permission denied"]);
+    agent.finish();
+}
+
+#[test]
+fn a_leave_that_the_agent_never_answers_is_not_taken_for_done() {
+    let agent = ScriptedHttp::start();
+    agent.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
+    agent.always(Call::get("/v1/status/peers", Reply::ok("[\"127.0.0.1:8300\"]")));
+    agent.expect(Call::put("/v1/agent/leave", Reply::Nothing));
+    leave(&agent, &["--role=server", "--advertise=127.0.0.1"])
+        .ends(69, &["could not confirm the leave", "gave no answer"]);
+    agent.finish();
+}
+
+#[test]
+fn a_token_goes_to_the_own_agent_and_to_no_other_over_plain_http() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let agent = ScriptedHttp::start();
+    agent.expect(
+        Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned()))
+            .with_header("x-consul-token", "b1gs3cret"),
+    );
+    agent.expect(Call::put("/v1/agent/leave", Reply::ok("")).with_header("x-consul-token", "b1gs3cret"));
+    let data = tempfile::tempdir().unwrap();
+    let token = data.path().join("token");
+    std::fs::write(&token, "b1gs3cret\n").unwrap();
+    let left = Convene::new(["leave", "--leave=always", "--role=client", "--node-name=s1"])
+        .words([format!("--data-dir={}", data.path().display())])
+        .env("CONSUL_HTTP_ADDR", agent.addr().to_string())
+        .env("CONSUL_HTTP_TOKEN_FILE", &token)
+        .run();
+    assert_eq!(left.code, 0, "{}", left.stderr);
+    assert!(!left.stderr.contains("b1gs3cret"));
+    agent.finish();
+    let two = Server::never_formed(&block, 2);
+    let seen = Convene::new(["discover", "--discover", &format!("static:{}", block.ip(2))])
+        .words([format!("--nameserver={}", dns.addr())])
+        .env("CONSUL_HTTP_TOKEN_FILE", &token)
+        .run();
+    assert_eq!(seen.code, 0);
+    assert!(two.http.requests().iter().all(|request| request.header("x-consul-token").is_none()));
 }

@@ -82,7 +82,7 @@ fn the_same_world_gives_the_same_bytes_on_a_second_run() {
     let first = content(data.path());
     assert_eq!(
         first.keys().collect::<Vec<_>>(),
-        ["convene/agent.json", "convene/busy.lock", "convene/record.json", "node-id"]
+        ["convene/agent.json", "convene/agent.lock", "convene/record.json", "convene/waiting.lock", "node-id"]
     );
     assert!(first.values().all(|(_, mode)| *mode == 0o600), "{first:?}");
     init(data.path()).ends(0, &[]);
@@ -178,7 +178,8 @@ fn a_malformed_node_id_that_nothing_else_knows_is_refused_with_78() {
     let data = folder();
     fs::write(data.path().join("node-id"), "not-a-uuid").unwrap();
     init(data.path()).ends(78, &["node-id", "\"not-a-uuid\"", "36 characters", "remove the file"]);
-    assert_eq!(content(data.path()).len(), 1, "nothing was written");
+    let left: Vec<String> = content(data.path()).into_keys().collect();
+    assert_eq!(left, ["convene/agent.lock", "convene/waiting.lock", "node-id"], "nothing was written but the locks");
 }
 
 #[test]
@@ -208,6 +209,13 @@ fn a_record_of_a_newer_version_is_refused_with_78_and_kept() {
     fs::write(&path, &newer).unwrap();
     init(data.path()).ends(78, &["record.json", "version 2", "newer convene"]);
     assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+}
+
+#[test]
+fn a_rendered_file_without_a_folder_goes_to_where_convene_was_called() {
+    let (data, here) = (folder(), folder());
+    Convene::new(words(data.path())).words(["--config-out=agent.json"]).within(here.path()).run().ends(0, &[]);
+    assert!(here.path().join("agent.json").exists());
 }
 
 #[test]
@@ -244,7 +252,14 @@ fn files_belong_to_whom_the_data_folder_belongs() {
     let data = folder();
     nix::unistd::chown(data.path(), Some(100.into()), Some(1000.into())).unwrap();
     init(data.path()).ends(0, &[]);
-    for file in ["node-id", "convene", "convene/record.json", "convene/agent.json", "convene/busy.lock"] {
+    for file in [
+        "node-id",
+        "convene",
+        "convene/record.json",
+        "convene/agent.json",
+        "convene/agent.lock",
+        "convene/waiting.lock",
+    ] {
         let meta = fs::metadata(data.path().join(file)).unwrap();
         assert_eq!((meta.uid(), meta.gid()), (100, 1000), "{file}");
     }
@@ -330,7 +345,7 @@ fn killed_between_any_two_system_calls_it_never_loses_a_node_id() {
         if let Some(id) = id {
             assert_eq!(node_id(data.path()), id, "call {killed}");
         }
-        assert_eq!(content(data.path()).keys().filter(|name| !name.ends_with(".tmp")).count(), 4, "call {killed}");
+        assert_eq!(content(data.path()).keys().filter(|name| !name.ends_with(".tmp")).count(), 5, "call {killed}");
         if ended {
             break;
         }

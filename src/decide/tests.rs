@@ -30,7 +30,11 @@ fn other(last: u8, verdict: Verdict) -> Other {
         certain: true,
         host: Some(format!("s{last}.consul")),
         port: None,
-        addresses: if matches!(verdict, Verdict::Absent(_)) { Vec::new() } else { vec![ip(last)] },
+        reports: if matches!(verdict, Verdict::Absent(_)) {
+            BTreeMap::new()
+        } else {
+            BTreeMap::from([(ip(last), verdict.clone())])
+        },
         verdict,
     }
 }
@@ -41,7 +45,14 @@ fn survey(others: impl IntoIterator<Item = Other>) -> Survey {
 
 /// Server s1 at 10.0.0.1, the first of three.
 fn us() -> Us {
-    Us { role: Role::Server, expect: Some(3), replicas: Some(3), position: Some(0), addresses: BTreeSet::from([ip(1)]) }
+    Us {
+        role: Role::Server,
+        expect: Some(3),
+        replicas: Some(3),
+        position: Some(0),
+        addresses: BTreeSet::from([ip(1)]),
+        joins_later: true,
+    }
 }
 
 fn empty() -> Disk {
@@ -88,15 +99,26 @@ fn rule_4_a_server_with_data_starts_although_everybody_is_silent() {
         (Rule::Rejoin, Some(3)),
         "an interrupted formation could not end without it"
     );
-    let begun = start(decide(&us(), &all_silent, &Disk { formed: true, frozen_expect: Some(3), ..data() }));
+    let begun =
+        start(decide(&us(), &all_silent, &Disk { recorded: true, formed: true, frozen_expect: Some(3), ..data() }));
     assert_eq!((begun.rule, begun.expect), (Rule::Rejoin, None));
 }
 
 #[test]
 fn rule_4_the_frozen_expect_wins_over_a_changed_one() {
     let changed = Us { expect: Some(5), replicas: Some(5), ..us() };
-    let begun = start(decide(&changed, &survey([other(2, unknown())]), &Disk { frozen_expect: Some(3), ..data() }));
+    let recorded = Disk { recorded: true, ..data() };
+    let begun =
+        start(decide(&changed, &survey([other(2, unknown())]), &Disk { frozen_expect: Some(3), ..recorded.clone() }));
     assert_eq!(begun.expect, Some(3));
+    let begun = start(decide(&changed, &survey([other(2, unknown())]), &recorded));
+    assert_eq!(begun.expect, None, "a server that joined has no expect, and gets none");
+}
+
+#[test]
+fn rule_4_data_without_a_record_was_made_without_convene() {
+    let begun = start(decide(&us(), &survey([other(2, unknown())]), &data()));
+    assert_eq!(begun.expect, Some(3), "Consul drops it once its log has an entry");
 }
 
 #[test]
@@ -123,9 +145,22 @@ fn rule_5_waits_while_any_server_still_lists_an_address_of_ours() {
     ] {
         assert!(waits(decide(&us(), &world, &empty())).why.contains("still lists our address 10.0.0.1:8300"));
     }
-    let moved = Us { addresses: BTreeSet::from([ip(1), ip(9)]), ..us() };
-    let world = survey([other(2, formed(Some(2), &[2, 9]))]);
-    assert!(waits(decide(&moved, &world, &empty())).why.contains("10.0.0.9:8300"), "an earlier address counts too");
+}
+
+#[test]
+fn rule_5_an_earlier_address_of_ours_counts_unless_another_server_answers_there() {
+    let disk = Disk { recorded: true, earlier_addresses: BTreeSet::from([ip(9), ip(2)]), ..empty() };
+    let gone = survey([other(2, formed(Some(2), &[2, 9])), other(9, unknown())]);
+    assert!(waits(decide(&us(), &gone, &disk)).why.contains("10.0.0.9:8300"));
+    let taken = survey([other(2, formed(Some(2), &[2, 3])), other(3, formed(Some(2), &[2, 3]))]);
+    assert_eq!(start(decide(&us(), &taken, &disk)).rule, Rule::Join, "10.0.0.2 is the leader's by now");
+}
+
+#[test]
+fn rule_5_a_verdict_counts_for_the_address_that_gave_it_and_for_no_other() {
+    let mut two = other(2, formed(Some(2), &[2, 3]));
+    two.reports.insert(ip(3), unknown());
+    assert!(waits(decide(&us(), &survey([two]), &empty())).why.contains("server 10.0.0.3:8300"));
 }
 
 #[test]
@@ -195,10 +230,22 @@ fn rule_8_an_ordinal_beyond_the_expect_renders_none() {
 }
 
 #[test]
-fn rule_8_a_frozen_expect_stays() {
+fn rule_8_an_expect_that_no_agent_has_seen_may_be_corrected() {
     let changed = Us { expect: Some(5), replicas: Some(5), ..us() };
-    let disk = Disk { frozen_expect: Some(3), ..empty() };
-    assert_eq!(start(decide(&changed, &survey([other(2, absent())]), &disk)).expect, Some(3));
+    let disk = Disk { recorded: true, frozen_expect: Some(3), ..empty() };
+    assert_eq!(start(decide(&changed, &survey([other(2, absent())]), &disk)).expect, Some(5));
+}
+
+#[test]
+fn rule_8_waits_for_names_when_nobody_joins_later() {
+    let init = Us { joins_later: false, ..us() };
+    assert!(waits(decide(&init, &survey([]), &empty())).why.contains("0 of 2 other servers"));
+    assert!(waits(decide(&init, &survey([other(2, Verdict::NeverFormed)]), &empty())).why.contains("1 of 2"));
+    assert_eq!(
+        joins(&start(decide(&init, &survey([other(2, Verdict::NeverFormed), other(3, absent())]), &empty()))).len(),
+        2
+    );
+    assert_eq!(start(decide(&us(), &survey([]), &empty())).join, [], "run joins them itself");
 }
 
 #[test]
@@ -250,7 +297,16 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
                 position,
                 ..us()
             };
-            let disk = Disk { raft_data, frozen_expect, formed: formed && raft_data, last_servers: Vec::new() };
+            let recorded = frozen_expect.is_some() || formed;
+            let earlier_addresses = BTreeSet::from([ip(1), ip(6)]);
+            let disk = Disk {
+                raft_data,
+                recorded,
+                frozen_expect,
+                formed: formed && raft_data,
+                earlier_addresses,
+                last_servers: Vec::new(),
+            };
             (us, Survey { sources, others: others.collect() }, disk)
         },
     )
@@ -285,11 +341,11 @@ proptest! {
     fn invariant_a_join_has_heard_every_listed_server((us, survey, disk) in worlds()) {
         if let Decision::Start(Start { rule: Rule::Join, .. }) = decide(&us, &survey, &disk) {
             let reported = |at: IpAddr| survey.others.iter().find_map(|other| match &other.verdict {
-                Verdict::Formed(reported) if other.addresses.contains(&at) => Some(reported),
+                Verdict::Formed(reported) if other.reports.contains_key(&at) => Some(reported),
                 _ => None,
             });
             let led = survey.others.iter().any(|other| match &other.verdict {
-                Verdict::Formed(one) => one.leader.is_some_and(|leader| other.addresses.contains(&leader.ip())
+                Verdict::Formed(one) => one.leader.is_some_and(|leader| other.reports.contains_key(&leader.ip())
                     && one.peers.iter().all(|peer| reported(peer.ip()).is_some_and(|theirs| theirs.leader == Some(leader)))),
                 _ => false,
             });
@@ -324,10 +380,10 @@ proptest! {
         }
     }
 
-    /// Within one record the expect never changes.
+    /// Once an agent was started the expect never changes.
     #[test]
     fn invariant_a_frozen_expect_is_the_only_one_rendered((us, survey, disk) in worlds()) {
-        if let (Decision::Start(start), Some(frozen)) = (decide(&us, &survey, &disk), disk.frozen_expect) {
+        if let (Decision::Start(start), Some(frozen), true) = (decide(&us, &survey, &disk), disk.frozen_expect, disk.raft_data) {
             prop_assert!(start.expect.is_none_or(|expect| expect == frozen));
         }
     }

@@ -6,10 +6,10 @@
 
 use crate::api::Agent;
 use crate::decide::Target;
-use crate::init::{Prepared, millis, pause, told};
+use crate::init::{SAY_EVERY, millis, pause, told};
+use crate::record::lock::Held;
 use crate::record::{Record, Volume};
 use crate::settings::{Node, Role};
-use crate::stop::Busy;
 use crate::survey::{Survey, Surveyor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -37,46 +37,68 @@ pub struct Watch {
     surveyor: Surveyor,
     joined: BTreeMap<String, Instant>,
     joining: JoinSet<(String, Result<(), crate::api::ApiError>)>,
+    /// Why the last join failed.
+    refused: Option<String>,
 }
 
 // === impl Watch ===
 
 impl Watch {
-    /// Prepares to watch; gives the lock back, which is held until the agent answers.
-    pub fn new(node: &Node, agent: Agent, prepared: Prepared) -> (Self, Busy) {
-        let watch = Self {
+    /// Prepares to watch.
+    pub fn new(node: &Node, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
+        Self {
             agent,
             role: node.role,
             serf_port: node.local.peer.serf,
             own: node.local.own_addresses.iter().copied().collect(),
-            volume: prepared.volume,
-            surveyor: prepared.surveyor,
+            volume,
+            surveyor,
             joined: BTreeMap::new(),
             joining: JoinSet::new(),
-        };
-        (watch, prepared.busy)
-    }
-
-    /// Waits until the agent's API answers, at most as long as an agent needs to start.
-    pub async fn until_it_answers(&self) {
-        let begun = Instant::now();
-        while begun.elapsed() < STARTING && self.agent.leader().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            refused: None,
         }
     }
 
-    /// Watches for as long as it is polled.
-    pub async fn watch(mut self) {
+    /// Watches for as long as it is polled. `waiting` is let go of once the agent's API answers.
+    pub async fn watch(mut self, waiting: Option<Held>) {
         let begun = Instant::now();
+        let mut said = begun;
+        self.until_it_answers(begun).await;
+        drop(waiting);
         while !self.formed(begun).await {
-            self.join_the_late().await;
+            let survey = self.join_the_late().await;
             self.reap_joins();
+            if said.elapsed() >= SAY_EVERY {
+                said = Instant::now();
+                self.say(&survey, begun);
+            }
             tokio::time::sleep(pause(begun.elapsed())).await;
         }
         loop {
             self.note_servers().await;
             tokio::time::sleep(NOTE_EVERY).await;
         }
+    }
+
+    /// At most as long as an agent needs to start.
+    async fn until_it_answers(&self, begun: Instant) {
+        while begun.elapsed() < STARTING && self.agent.leader().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Why there is no leader yet, as far as it can be seen from here.
+    fn say(&self, survey: &Survey, begun: Instant) {
+        let others: Vec<String> =
+            survey.others.iter().map(|other| format!("{} is {}", other.name, other.verdict)).collect();
+        let failed = survey.failures().map(|(source, why)| format!("source {source} failed: {why}"));
+        let refused = self.refused.iter().map(|why| format!("joining was refused: {why}"));
+        let seen = others.into_iter().chain(failed).chain(refused).collect::<Vec<_>>().join("; ");
+        warn!(
+            waited_s = begun.elapsed().as_secs(),
+            "no leader knows this agent yet: {}",
+            if seen.is_empty() { "no other server is known" } else { &seen }
+        );
     }
 
     /// Whether a leader knows us. Then the record says so.
@@ -109,9 +131,9 @@ impl Watch {
     }
 
     /// Looks, and joins who answers as a server and is not alive in the member list.
-    async fn join_the_late(&mut self) {
+    async fn join_the_late(&mut self) -> Survey {
         let survey = self.surveyor.survey().await;
-        let Ok(members) = self.agent.members().await else { return };
+        let Ok(members) = self.agent.servers().await else { return survey };
         let alive: BTreeSet<IpAddr> =
             members.iter().filter(|member| member.is_alive()).filter_map(|member| member.addr.parse().ok()).collect();
         for target in self.late(&survey, &alive) {
@@ -124,11 +146,14 @@ impl Watch {
                 (address, answer)
             });
         }
+        survey
     }
 
     fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<Target> {
         let answering = survey.others.iter().filter(|other| other.verdict.is_server());
-        let targets = answering.flat_map(|other| other.addresses.iter().map(move |ip| (*ip, other.port)));
+        let targets = answering.flat_map(|other| {
+            other.reports.iter().filter(|(_, verdict)| verdict.is_server()).map(move |(ip, _)| (*ip, other.port))
+        });
         targets
             .filter(|(ip, _)| !alive.contains(ip))
             .map(|(ip, port)| {
@@ -142,7 +167,10 @@ impl Watch {
         while let Some(done) = self.joining.try_join_next() {
             match done {
                 Ok((address, Ok(()))) => info!(address, "joined a peer"),
-                Ok((address, Err(error))) => debug!(address, "could not join a peer: {}", told(&error)),
+                Ok((address, Err(error))) => {
+                    debug!(address, "could not join a peer: {}", told(&error));
+                    self.refused = Some(error.to_string());
+                }
                 Err(_) => {}
             }
         }

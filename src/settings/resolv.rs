@@ -9,6 +9,9 @@ use std::path::Path;
 /// The port of DNS.
 pub const DNS_PORT: u16 = 53;
 
+/// Where the resolver's settings are.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// The cluster's domain where resolv.conf has no `svc.` entry: Kubernetes' own default.
 pub const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 

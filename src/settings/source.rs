@@ -2,6 +2,7 @@
 //!
 //! Takes one text a source, gives [`Source`]. Pure. Fails with what is allowed and the nearest right spelling.
 
+use super::command::shown;
 use super::read::{SettingsError, nearest};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -216,7 +217,8 @@ const K8S_KEYS: &[&str] = &["provider", "kubeconfig", "namespace", "label_select
 fn go_discover(place: &str, text: &str) -> SettingsError {
     let wrong = |allowed: String, nearest: String| SettingsError::Value {
         place: place.to_owned(),
-        value: text.to_owned(),
+        // The rest of such a string may hold a cloud's keys.
+        value: Some(shown(text)).filter(|shown| shown != text).unwrap_or_else(|| "provider=…".to_owned()),
         allowed,
         nearest,
     };
@@ -297,6 +299,20 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with("--discover: ") && error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_go_discover_string_is_never_shown_whole() {
+        for text in [
+            "provider=aws secret_access_key=hunter2",
+            "secret_access_key=hunter2 provider=x",
+            "a=hunter2;provider=aws",
+            "provider=\"aws hunter2",
+        ] {
+            let by_hand = parse(text).unwrap_err();
+            let by_cmd = Source::from_retry_join("-retry-join", text).unwrap_err().to_string();
+            assert!(!by_hand.contains("hunter2") && !by_cmd.contains("hunter2"), "{by_hand} {by_cmd}");
         }
     }
 

@@ -6,11 +6,11 @@
 use super::command::{AgentCommand, Facts, Place, Said};
 use super::http::{Endpoint, HTTP_PORT, HTTPS_PORT};
 use super::read::{Reader, SettingsError, number};
-use super::resolv::{DNS_PORT, Resolving};
+use super::resolv::{DNS_PORT, RESOLV_CONF, Resolving};
 use super::source::{Source, dns_name};
 use super::{DEFAULT_DATA_DIR, Local, MAX_SERVERS, PeerPorts, Role, SERF_PORT, SERVER_PORT};
 use crate::cli::{CommonArgs, NodeArgs, SurveyArgs};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Where the rendered file goes.
@@ -57,7 +57,8 @@ pub(super) fn node_name(
     let given = reader.text(&args.node_name).map(str::to_owned);
     let given = given.or_else(|| said.and_then(|said| value(&said.node_name))).or_else(|| pod.map(str::to_owned));
     // A client without a Pod's name of its own is its machine's.
-    let given = given.or_else(|| reader.env.get("NODE_NAME").map(str::to_owned));
+    let machine = reader.env.get("NODE_NAME").map(|name| dns_name("NODE_NAME", name, name)).transpose()?;
+    let given = given.or(machine);
     let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     given
         .or_else(host_name)
@@ -122,6 +123,11 @@ pub(super) fn advertise(
     }
     // A go-sockaddr template is Consul's to work out; nothing is rendered over it.
     if let Some(theirs) = said.and_then(|said| said.advertise_addr.as_ref()) {
+        // A server must know whether the others list it.
+        if theirs.value.is_none() && said.is_some_and(|said| role_of(said) == Role::Server) {
+            let mend = "CMD's -advertise is a template, which only Consul fills in: give --advertise ADDRESS instead (in a Pod $(POD_IP))";
+            return Err(missing("this server's own address", mend));
+        }
         return Ok(theirs.value);
     }
     Ok(said.and_then(bind_address).or_else(|| pod_ips.first().copied()))
@@ -133,19 +139,20 @@ pub(super) fn bind_address(said: &Facts) -> Option<IpAddr> {
 
 /// Where CMD makes the own agent's HTTP API listen, if that is one plain address.
 pub(super) fn listening(said: &Facts) -> Option<Endpoint> {
-    let http = value(&said.http_addr).or_else(|| value(&said.client_addr));
-    let first = http.as_deref().and_then(|all| all.split_ascii_whitespace().next().map(str::to_owned));
-    let first = first.unwrap_or_else(|| "127.0.0.1".to_owned());
+    // Consul's defaults: HTTP on 8500, HTTPS off.
+    let http = value(&said.ports.http).unwrap_or(i32::from(HTTP_PORT));
+    let https = value(&said.ports.https).unwrap_or(-1);
+    let (tls, port, own) = if http > 0 { (false, http, &said.http_addr) } else { (true, https, &said.https_addr) };
+    let addresses = value(own).or_else(|| value(&said.client_addr)).unwrap_or_else(|| "127.0.0.1".to_owned());
+    let first = addresses.split_ascii_whitespace().next()?;
     if let Some(path) = first.strip_prefix("unix://") {
         return Some(Endpoint::Unix(path.into()));
     }
-    let mut ip: IpAddr = first.parse().ok()?;
-    if ip.is_unspecified() {
-        ip = if ip.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
-    }
-    let plain = value(&said.ports.http).unwrap_or(i32::from(HTTP_PORT));
-    let over_tls = value(&said.ports.https).unwrap_or(-1);
-    let (tls, port) = if plain > 0 { (false, plain) } else { (true, over_tls) };
+    let ip = match first.parse().ok()? {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
     u16::try_from(port).ok().filter(|port| *port > 0).map(|port| Endpoint::tcp(tls, ip, port))
 }
 
@@ -172,7 +179,7 @@ pub(super) fn peer_ports(
 }
 
 pub(super) fn resolving(reader: Reader<'_>, args: &SurveyArgs) -> Result<Resolving, SettingsError> {
-    let path = reader.text(&args.resolv_conf).unwrap_or("/etc/resolv.conf");
+    let path = reader.text(&args.resolv_conf).unwrap_or(RESOLV_CONF);
     let mut resolving = Resolving::from_file(path.as_ref());
     let given: Vec<&str> =
         args.nameserver.iter().flat_map(|many| many.split(',')).map(str::trim).filter(|one| !one.is_empty()).collect();

@@ -5,15 +5,15 @@
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
 use crate::api::{Agent, ApiError, Peers};
-use crate::record::Volume;
+use crate::record::lock::{Held, Lock};
+use crate::record::{RecordError, Volume};
 use crate::settings::Role;
-use crate::stop::{Busy, BusyError};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 /// How often the others are asked whether they have let us go.
@@ -46,14 +46,19 @@ pub enum LeaveError {
         cause: ApiError,
     },
     /// The lock could not be had.
-    #[error("could not leave: {0}")]
-    Lock(#[source] BusyError),
+    #[error(transparent)]
+    Lock(#[from] RecordError),
     /// Somebody else held the lock all the time.
-    #[error("another convene starts or stops on this volume, and did not end within {}", crate::time::text(*.waited))]
+    #[error("could not leave: another convene stops on this volume, and did not end within {}", crate::time::text(*.waited))]
     Held {
         /// How long it was tried.
         waited: Duration,
     },
+    /// Nobody knows which address is ours.
+    #[error(
+        "could not leave: this server's own address is not known; set POD_IP by the downward API, or give --advertise"
+    )]
+    NoAddress,
     /// The agent refused for another reason.
     #[error("could not leave: {0}")]
     Failed(#[source] ApiError),
@@ -82,64 +87,91 @@ pub struct Leaver {
     pub role: Role,
 }
 
-/// Waits until no other convene starts or stops on this volume: a preStop hook is not cut short by the TERM after it.
-///
-/// # Errors
-/// [`LeaveError::Lock`], [`LeaveError::Held`].
-pub async fn waited_for(volume: &Volume, deadline: Instant) -> Result<Busy, LeaveError> {
-    let begun = Instant::now();
-    match timeout_at(deadline, Busy::hold(volume)).await {
-        Ok(held) => held.map_err(LeaveError::Lock),
-        Err(_) => Err(LeaveError::Held { waited: begun.elapsed() }),
-    }
-}
-
-/// Leaves, unless the record says that this was done since the agent's start, and notes it. `None`: it was done already.
+/// Leaves, after whoever else does it on this volume, and notes it.
 ///
 /// # Errors
 /// [`LeaveError`].
-pub async fn leave_once(volume: &Volume, leaver: &Leaver, deadline: Instant) -> Result<Option<Left>, LeaveError> {
-    let _busy = waited_for(volume, deadline).await?;
-    let record = volume.read().ok().and_then(|holding| holding.record);
-    if record.is_some_and(|record| record.left) {
-        info!("left the cluster already");
-        return Ok(None);
+pub async fn leave_once(volume: &Volume, mut leaver: Leaver, deadline: Instant) -> Result<Left, LeaveError> {
+    let _stopping = stopping(volume, deadline).await?;
+    let record = volume.read()?.record;
+    if leaver.addresses.is_empty() {
+        leaver.addresses.extend(record.as_ref().and_then(|record| record.advertise));
     }
-    let left = leaver.leave(deadline).await?;
+    if leaver.addresses.is_empty() && leaver.role == Role::Server {
+        return Err(LeaveError::NoAddress);
+    }
+    let known = record.map(|record| record.servers).unwrap_or_default();
+    let left = leaver.leave(&known, deadline).await?;
     info!(took_ms = crate::init::millis(left.took), "left the cluster: {}", left.confirmed);
     // A volume that cannot be written changes nothing about the leave.
     if let Err(error) = volume.change_record(|record| record.left = true) {
         warn!("{}", crate::exit::chain(&error));
     }
-    Ok(Some(left))
+    Ok(left)
+}
+
+/// Waits until no other convene stops on this volume: a hook is not cut short by the TERM after it.
+async fn stopping(volume: &Volume, deadline: Instant) -> Result<Held, LeaveError> {
+    let begun = Instant::now();
+    loop {
+        if let Some(held) = volume.try_lock(Lock::Stopping)? {
+            return Ok(held);
+        }
+        if Instant::now() >= deadline {
+            return Err(LeaveError::Held { waited: begun.elapsed() });
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 // === impl Leaver ===
 
 impl Leaver {
-    /// Leaves.
+    /// Leaves. `known` are servers that were known earlier, for an agent that has ended already.
     ///
     /// # Errors
     /// [`LeaveError`].
-    pub async fn leave(&self, deadline: Instant) -> Result<Left, LeaveError> {
+    async fn leave(&self, known: &[IpAddr], deadline: Instant) -> Result<Left, LeaveError> {
         let begun = Instant::now();
-        let peers: Vec<SocketAddr> = self
-            .agent
-            .peers()
-            .await
-            .map_err(LeaveError::NoAgent)?
-            .iter()
-            .filter_map(|peer| peer.parse().ok())
-            .collect();
-        let others: BTreeSet<IpAddr> =
-            peers.iter().map(SocketAddr::ip).filter(|ip| !self.addresses.contains(ip)).collect();
-        let voter = self.role == Role::Server && peers.len() > others.len();
-        info!(others = others.len(), in_raft_peers = voter, "leaving: asking the agent");
-        let within = deadline.saturating_duration_since(begun);
-        let asked = self.agent.leave(within);
+        let done = |confirmed: String| Ok(Left { confirmed, took: begun.elapsed() });
+        // A hook before this TERM may have done it.
+        if self.agent.describe().await.is_ok_and(|own| own.member.is_some_and(|member| member.has_left())) {
+            return done("it had left already".to_owned());
+        }
+        if self.role == Role::Client {
+            self.answered(self.agent.leave(deadline.saturating_duration_since(begun)).await)?;
+            return done("the agent answered that it has left".to_owned());
+        }
+        let peers = match self.agent.peers().await {
+            Ok(peers) => peers.iter().filter_map(|peer| peer.parse().ok()).map(|peer: SocketAddr| peer.ip()).collect(),
+            Err(error) => return self.gone_without_the_agent(known, error, begun).await,
+        };
+        self.leave_as_server(peers, deadline, begun).await
+    }
+
+    /// The agent does not answer: that is well when the others have let us go.
+    async fn gone_without_the_agent(
+        &self,
+        known: &[IpAddr],
+        error: ApiError,
+        begun: Instant,
+    ) -> Result<Left, LeaveError> {
+        match self.view(&known.iter().copied().collect()).await {
+            View::Gone(server) => {
+                Ok(Left { confirmed: format!("the raft peers of {server} lack us already"), took: begun.elapsed() })
+            }
+            View::Listed(_) => Err(LeaveError::NoAgent(error)),
+        }
+    }
+
+    async fn leave_as_server(&self, peers: Vec<IpAddr>, deadline: Instant, begun: Instant) -> Result<Left, LeaveError> {
+        let others: BTreeSet<IpAddr> = peers.iter().copied().filter(|ip| !self.addresses.contains(ip)).collect();
+        let in_raft_peers = peers.len() > others.len();
+        info!(others = others.len(), in_raft_peers, "leaving: asking the agent");
+        let asked = self.agent.leave(deadline.saturating_duration_since(begun));
         tokio::pin!(asked);
         // Who is not among the raft peers, or is their only one, has nobody to confirm it but the agent.
-        if !voter || others.is_empty() {
+        if !in_raft_peers || others.is_empty() {
             self.answered(asked.await)?;
             return Ok(Left { confirmed: "the agent answered that it has left".to_owned(), took: begun.elapsed() });
         }
@@ -148,8 +180,11 @@ impl Leaver {
         loop {
             tokio::select! {
                 answer = &mut asked, if !answered => {
-                    self.answered(answer)?;
-                    answered = true;
+                    // One that ends, or is slow, may still be gone: the others say.
+                    match self.answered(answer) {
+                        Err(LeaveError::Unconfirmed { .. }) | Ok(()) => answered = true,
+                        Err(error) => return Err(error),
+                    }
                 }
                 view = self.view(&others) => match view {
                     View::Gone(server) => {
@@ -165,7 +200,10 @@ impl Leaver {
     /// The agent's answer to the order. One that ended meanwhile has done what it was told.
     fn answered(&self, answer: Result<(), ApiError>) -> Result<(), LeaveError> {
         match answer {
-            Ok(()) | Err(ApiError::Broken { .. } | ApiError::Refused { .. } | ApiError::Silent { .. }) => Ok(()),
+            Ok(()) | Err(ApiError::Broken { .. } | ApiError::Refused { .. }) => Ok(()),
+            Err(ApiError::Silent { url, waited }) => {
+                Err(LeaveError::Unconfirmed { last: format!("{url} gave no answer"), waited })
+            }
             Err(cause) if cause.is_denied() => Err(LeaveError::Denied { node: self.node.clone(), cause }),
             Err(cause) => Err(LeaveError::Failed(cause)),
         }
@@ -206,7 +244,7 @@ impl Leaver {
             return Ok(Some("has no raft peers itself".to_owned()));
         }
         // Where we may read the members, the news must have come as "left", not as a failure. Without node:read the list is empty.
-        let members = agent.members().await.unwrap_or_default();
+        let members = agent.servers().await.unwrap_or_default();
         let waiting = members.iter().any(|member| member.name == self.node && !member.has_left());
         Ok(waiting.then(|| "does not see us as left yet".to_owned()))
     }

@@ -6,7 +6,7 @@
 
 use crate::api::{Agent, ApiError, Peers, QUICK};
 use crate::exit::chain;
-use crate::settings::PeerPorts;
+use crate::settings::{MAX_SERVERS, PeerPorts};
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -40,6 +40,14 @@ impl Verdict {
     /// It answered as a server does.
     pub fn is_server(&self) -> bool {
         matches!(self, Self::Formed(_) | Self::NeverFormed)
+    }
+
+    /// What a server that belongs to a cluster reports.
+    pub fn reported(&self) -> Option<&Reported> {
+        match self {
+            Self::Formed(reported) => Some(reported),
+            _ => None,
+        }
     }
 
     /// Of two addresses of one server the one that says more counts; silence says more than a refusal, since it may hide anything.
@@ -106,12 +114,16 @@ async fn report(agent: &Agent) -> Result<Reported, ApiError> {
     let (leader, peers) = tokio::join!(agent.leader(), agent.peers());
     let strange = |text: &str| ApiError::Strange {
         url: agent.url().to_owned(),
-        reason: "an address was expected".to_owned(),
+        reason: format!("addresses of at most {MAX_SERVERS} servers were expected"),
         begins: text.chars().take(100).collect(),
     };
     let address = |text: &String| text.parse::<SocketAddr>().map_err(|_| strange(text));
     let leader = leader?.as_ref().map(address).transpose()?;
-    let mut peers = peers?.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    let peers = peers?;
+    if peers.len() > MAX_SERVERS as usize {
+        return Err(strange(&format!("{} raft peers", peers.len())));
+    }
+    let mut peers = peers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
     peers.sort();
     Ok(Reported { leader, peers })
 }

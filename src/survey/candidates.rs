@@ -25,7 +25,7 @@ pub(super) struct Known {
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
     pub(super) name: String,
-    pub(super) certain: bool,
+    pub(super) kind: Kind,
     pub(super) host: Option<String>,
     pub(super) port: Option<u16>,
     /// Those that count, whatever they answer.
@@ -34,6 +34,19 @@ pub(super) struct Candidate {
     pub(super) older: BTreeSet<IpAddr>,
     /// Why nothing is known, when that is not an empty answer.
     pub(super) problem: Option<String>,
+}
+
+/// What makes a candidate a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// An ordinal of our StatefulSet: a server whatever it answers, and never ourselves.
+    Sibling,
+    /// A name given by hand: a server whatever it answers, perhaps ourselves.
+    Named,
+    /// An address given by hand, or listed by a leader: the same, under no name of its own.
+    Address,
+    /// An address that a name had: a server only if it answers as one.
+    Found,
 }
 
 /// One question to a source.
@@ -101,34 +114,31 @@ impl Asked {
     }
 
     pub(super) fn candidates(&self, known: &Known, problem: Option<String>) -> Vec<Candidate> {
-        let older = || known.ever.difference(&known.newest).copied().collect::<BTreeSet<_>>();
-        let certain = |name: &str, host: Option<String>, port: Option<u16>| {
-            vec![Candidate {
-                name: name.to_owned(),
-                certain: true,
-                host,
-                port,
-                newest: known.newest.clone(),
-                older: older(),
-                problem: problem.clone().filter(|_| known.ever.is_empty()),
-            }]
+        let older: BTreeSet<IpAddr> = known.ever.difference(&known.newest).copied().collect();
+        let one = |name: &str, kind: Kind, host: Option<String>, port: Option<u16>| Candidate {
+            name: name.to_owned(),
+            kind,
+            host,
+            port,
+            newest: known.newest.clone(),
+            older: older.clone(),
+            problem: problem.clone().filter(|_| known.ever.is_empty()),
         };
         match self {
-            Self::Sibling(sibling) => certain(&sibling.pod, Some(sibling.host.clone()), None),
+            Self::Sibling(sibling) => one(&sibling.pod, Kind::Sibling, Some(sibling.host.clone()), None).split(),
             Self::Fixed(Host { name: HostName::Name(name), port }) => {
-                certain(name, Some(name.trim_end_matches('.').to_owned()), *port)
+                one(name, Kind::Named, Some(name.trim_end_matches('.').to_owned()), *port).split()
             }
             Self::Fixed(host @ Host { name: HostName::Ip(ip), port }) => {
-                let one = Candidate::listed(*ip);
-                vec![Candidate { name: host.to_string(), certain: true, port: *port, ..one }]
+                vec![Candidate { name: host.to_string(), port: *port, ..Candidate::listed(*ip) }]
             }
             Self::Name(_) | Self::Service(_) => {
-                let newest = known.newest.iter().map(|ip| Candidate { certain: false, ..Candidate::listed(*ip) });
-                let old = older().into_iter().map(|ip| Candidate {
-                    certain: false,
+                let newest = known.newest.iter().map(|ip| Candidate { kind: Kind::Found, ..Candidate::listed(*ip) });
+                let old = older.iter().map(|ip| Candidate {
+                    kind: Kind::Found,
                     newest: BTreeSet::new(),
-                    older: BTreeSet::from([ip]),
-                    ..Candidate::listed(ip)
+                    older: BTreeSet::from([*ip]),
+                    ..Candidate::listed(*ip)
                 });
                 newest.chain(old).collect()
             }
@@ -143,7 +153,7 @@ impl Candidate {
     pub(super) fn listed(ip: IpAddr) -> Self {
         Self {
             name: ip.to_string(),
-            certain: true,
+            kind: Kind::Address,
             host: None,
             port: None,
             newest: BTreeSet::from([ip]),
@@ -152,49 +162,69 @@ impl Candidate {
         }
     }
 
-    pub(super) fn judged(self, asked: &BTreeMap<IpAddr, Heard>) -> Other {
-        let mut verdict = match self.problem {
-            Some(problem) => Verdict::Unknown(problem),
-            None if self.newest.is_empty() && self.older.is_empty() => {
-                Verdict::Absent("its name has no address".to_owned())
+    /// One server has one address of a family: a name with several of one stands for several servers.
+    fn split(self) -> Vec<Self> {
+        let sixes = self.newest.iter().filter(|ip| ip.is_ipv6()).count();
+        if sixes <= 1 && self.newest.len() - sixes <= 1 {
+            return vec![self];
+        }
+        let each = self.newest.iter().map(|ip| Self {
+            name: format!("{} ({ip})", self.name),
+            newest: BTreeSet::from([*ip]),
+            older: BTreeSet::new(),
+            ..self.clone()
+        });
+        each.collect()
+    }
+
+    /// Takes our own addresses out. `None`: it is ourselves. A sibling is never ourselves, so its name is out of date.
+    pub(super) fn without(mut self, own: &BTreeSet<IpAddr>) -> Option<Self> {
+        let had = self.newest.iter().find(|ip| own.contains(ip)).copied();
+        self.newest.retain(|ip| !own.contains(ip));
+        self.older.retain(|ip| !own.contains(ip));
+        match had {
+            Some(ours) if self.newest.is_empty() && self.kind == Kind::Sibling => {
+                self.problem = Some(format!("its name still has our address {ours}"));
+                Some(self)
             }
+            Some(_) if self.newest.is_empty() => None,
+            _ => Some(self),
+        }
+    }
+
+    /// What it answered, address by address, and what follows for the server.
+    pub(super) fn judged(self, asked: &BTreeMap<IpAddr, Heard>) -> Other {
+        let heard = |ip: &IpAddr| match asked.get(ip) {
+            Some(Heard::Server(heard)) => heard.clone(),
+            Some(Heard::NoServer) => Verdict::Absent(format!("{ip} refuses the server port")),
+            None => Verdict::Unknown(format!("{ip} was not asked")),
+        };
+        let mut reports: BTreeMap<IpAddr, Verdict> = self.newest.iter().map(|ip| (*ip, heard(ip))).collect();
+        reports.extend(self.older.iter().map(|ip| (*ip, heard(ip))).filter(|(_, verdict)| verdict.is_server()));
+        let nothing = match self.problem {
+            Some(problem) => Verdict::Unknown(problem),
+            None if self.older.is_empty() => Verdict::Absent("its name has no address".to_owned()),
             None => Verdict::Absent("its earlier address does not answer".to_owned()),
         };
-        for ip in &self.newest {
-            verdict = match asked.get(ip) {
-                Some(Heard::Server(heard)) => verdict.or_better(heard.clone()),
-                Some(Heard::NoServer) => match verdict {
-                    Verdict::Absent(_) => Verdict::Absent(format!("{ip} refuses the server port")),
-                    better => better,
-                },
-                None => verdict.or_better(Verdict::Unknown(format!("{ip} was not asked"))),
-            };
-        }
-        for ip in &self.older {
-            if let Some(Heard::Server(heard)) = asked.get(ip)
-                && heard.is_server()
-            {
-                verdict = verdict.or_better(heard.clone());
-            }
-        }
-        let addresses = self.newest.union(&self.older).copied().collect();
-        Other { name: self.name, certain: self.certain, host: self.host, port: self.port, addresses, verdict }
+        let verdict = reports.values().cloned().reduce(Verdict::or_better).unwrap_or(nothing);
+        Other { name: self.name, certain: self.kind != Kind::Found, host: self.host, port: self.port, reports, verdict }
     }
 }
 
-/// One server may be named by several sources: whoever shares an address is one, and the certain name is kept.
-pub(super) fn merged(candidates: Vec<Candidate>) -> Vec<Candidate> {
+/// One server may be named by several sources: an address without a name of its own belongs to whoever has it. Two names
+/// are two servers, also while they share an address, since one of them is out of date.
+pub(super) fn merged(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     let mut kept: Vec<Candidate> = Vec::new();
-    let (certain, rest): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|one| one.certain);
-    for one in certain.into_iter().chain(rest) {
-        let same = |other: &&mut Candidate| {
-            other.name == one.name
-                || one.newest.iter().chain(&one.older).any(|ip| other.newest.contains(ip) || other.older.contains(ip))
+    candidates.sort_by_key(|one| one.kind);
+    for one in candidates {
+        let nameless = matches!(one.kind, Kind::Address | Kind::Found);
+        let shares = |other: &Candidate| {
+            one.newest.iter().chain(&one.older).any(|ip| other.newest.contains(ip) || other.older.contains(ip))
         };
-        match kept.iter_mut().find(same) {
+        match kept.iter_mut().find(|other| other.name == one.name || (nameless && shares(other))) {
             Some(other) => {
                 other.newest.extend(&one.newest);
-                other.older.extend(&one.older);
+                other.older.extend(one.older.difference(&other.newest).copied().collect::<Vec<_>>());
                 other.host = other.host.take().or(one.host);
                 other.port = other.port.or(one.port);
                 if !other.newest.is_empty() {

@@ -4,7 +4,8 @@
 //! are different things. All nameservers are asked, TCP when UDP was truncated. Never reads /etc/hosts, never caches: each
 //! survey sees what DNS says now.
 
-use crate::settings::Survey;
+use crate::settings::resolv::{DEFAULT_CLUSTER_DOMAIN, RESOLV_CONF, Resolving};
+use crate::settings::{DEFAULT_DISCOVER_TIMEOUT, Survey};
 use crate::time;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
@@ -13,7 +14,8 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver, TokioResolver};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -101,17 +103,27 @@ pub struct Dns {
 impl Dns {
     /// Asks as the settings say.
     pub fn new(settings: &Survey) -> Self {
-        let resolving = &settings.resolving;
+        Self::of(&settings.resolving, settings.cluster_domain.clone(), settings.timeout)
+    }
+
+    /// Asks as resolv.conf says.
+    pub fn of_system() -> Self {
+        let resolving = Resolving::from_file(Path::new(RESOLV_CONF));
+        let domain = resolving.cluster().0.unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned();
+        Self::of(&resolving, domain, DEFAULT_DISCOVER_TIMEOUT)
+    }
+
+    fn of(resolving: &Resolving, cluster_domain: String, timeout: Duration) -> Self {
         let servers = resolving.nameservers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let built = build(settings);
+        let built = build(&resolving.nameservers, timeout);
         let problem = resolving.problem.clone().unwrap_or_else(|| built.as_ref().err().cloned().unwrap_or_default());
         Self {
             resolver: built.ok().filter(|_| resolving.problem.is_none()),
             problem,
             servers,
             search: resolving.search.clone(),
-            cluster_domain: settings.cluster_domain.clone(),
-            timeout: settings.timeout,
+            cluster_domain,
+            timeout,
         }
     }
 
@@ -250,8 +262,8 @@ fn address(data: &RData) -> Option<IpAddr> {
     }
 }
 
-fn build(settings: &Survey) -> Result<TokioResolver, String> {
-    let nameservers = settings.resolving.nameservers.iter().map(|address| {
+fn build(servers: &[SocketAddr], timeout: Duration) -> Result<TokioResolver, String> {
+    let nameservers = servers.iter().map(|address| {
         let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
         for connection in &mut connections {
             connection.port = address.port();
@@ -263,11 +275,11 @@ fn build(settings: &Survey) -> Result<TokioResolver, String> {
     let mut options = ResolverOpts::default();
     options.ndots = 0;
     // Two tries within the source's deadline.
-    options.timeout = settings.timeout / 2;
+    options.timeout = timeout / 2;
     options.attempts = 1;
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
-    options.num_concurrent_reqs = settings.resolving.nameservers.len().max(1);
+    options.num_concurrent_reqs = servers.len().max(1);
     options.edns0 = true;
     Resolver::builder_with_config(config, TokioRuntimeProvider::default())
         .with_options(options)

@@ -60,6 +60,12 @@ impl Convene {
         self
     }
 
+    /// Called in that folder.
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.0.current_dir(folder);
+        self
+    }
+
     /// Runs to the end.
     pub fn run(mut self) -> Ended {
         Ended::of(self.0.output().expect("the program starts"))

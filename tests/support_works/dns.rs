@@ -11,6 +11,7 @@ use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData};
 
 use crate::support::dns::{Answer, Asked, RecordType, ScriptedDns, Step, TTL, Transport};
+use crate::support::net::loopback_block;
 
 /// A guard against hanging; every answer takes a millisecond.
 const HANG: Duration = Duration::from_secs(30);
@@ -265,7 +266,9 @@ fn silence_is_the_only_question_without_an_answer() {
 
 #[test]
 fn a_server_ends_although_clients_are_still_connected() {
-    let dns = ScriptedDns::zone();
+    // An address of our own: on a shared one somebody else may have the port by the time that it is tried again.
+    let block = loopback_block();
+    let dns = ScriptedDns::zone_at(&block.at(2, 5353));
     let addr = dns.addr();
     let mut stream = TcpStream::connect(addr).unwrap();
     tcp_bytes(&mut stream, &query("a.example.", RecordType::A, None));
