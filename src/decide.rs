@@ -86,8 +86,6 @@ pub struct Us {
     pub role: Role,
     /// `--expect`.
     pub expect: Option<u32>,
-    /// How many servers there are.
-    pub replicas: Option<u32>,
     /// Our ordinal, counted from the StatefulSet's first one.
     pub position: Option<u32>,
     /// Our addresses of today.

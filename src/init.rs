@@ -204,7 +204,6 @@ fn us(node: &Node, joins_later: bool) -> Us {
     Us {
         role: node.role,
         expect: survey.expect,
-        replicas: survey.replicas,
         position: node.local.seat.as_ref().and_then(|seat| seat.ordinal.checked_sub(survey.ordinals_start)),
         addresses: node.local.own_addresses.iter().copied().collect(),
         joins_later,

@@ -340,3 +340,49 @@ fn the_checks_tell_a_voter_from_one_that_is_none() {
     let (code, line) = check(&cluster, follower, "ready");
     assert_eq!(code, 1, "{line}");
 }
+
+#[test]
+fn a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate() {
+    let Some(consul) = needs_consul("a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate")
+    else {
+        return;
+    };
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), &consul, 1);
+    let folder = cluster.folder().to_owned();
+    for words in [&["ca", "create"][..], &["cert", "create", "-server"], &["cert", "create", "-client"]] {
+        let made = std::process::Command::new(&consul).arg("tls").args(words).current_dir(&folder).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made));
+    }
+    let file = |name: &str| folder.join(name).display().to_string();
+    let with = |mut command: std::process::Command, known: bool| {
+        command.env("CONSUL_HTTP_ADDR", format!("https://{}:8501", cluster.ip(0)));
+        command.env("CONSUL_TLS_SERVER_NAME", "server.dc1.consul").env("CONSUL_CACERT", file("consul-agent-ca.pem"));
+        if known {
+            command.env("CONSUL_CLIENT_CERT", file("dc1-client-consul-0.pem"));
+            command.env("CONSUL_CLIENT_KEY", file("dc1-client-consul-0-key.pem"));
+        }
+        command
+    };
+    let tls = format!(
+        "tls {{ defaults {{ ca_file = {:?} cert_file = {:?} key_file = {:?} verify_incoming = true verify_outgoing = true }} }}",
+        file("consul-agent-ca.pem"),
+        file("dc1-server-consul-0.pem"),
+        file("dc1-server-consul-0-key.pem")
+    );
+    let mut run = with(cluster.surveying(0, &["run", "--expect=1", "--"]), true);
+    run.args(cluster.agent(0)).args(["-http-port=-1", "-https-port=8501", &format!("-hcl={tls}")]);
+    let ready = with(cluster.convene(0, &["check", "ready"]), true);
+    let seen = format!("--discover=static:{}", cluster.ip(0));
+    let asked = with(cluster.convene(0, &["discover", &seen]), true);
+    let stranger = with(cluster.convene(0, &["discover", &seen]), false);
+    cluster.spawn(0, run);
+    let commands = [ready, asked, stranger].map(std::cell::RefCell::new);
+    let say = |at: usize| text(&commands[at].borrow_mut().output().unwrap());
+    cluster.wait_for("readiness over TLS", || say(0).starts_with("ready: "));
+    // Seen from elsewhere: POD_IP would make this server ourselves.
+    for command in &commands {
+        command.borrow_mut().env("POD_IP", "127.0.0.1").env_remove("POD_NAME");
+    }
+    assert!(say(1).contains("formed: leader"), "{}", say(1));
+    assert!(say(2).contains("CertificateRequired"), "{}", say(2));
+}

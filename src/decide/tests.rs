@@ -45,14 +45,7 @@ fn survey(others: impl IntoIterator<Item = Other>) -> Survey {
 
 /// Server s1 at 10.0.0.1, the first of three.
 fn us() -> Us {
-    Us {
-        role: Role::Server,
-        expect: Some(3),
-        replicas: Some(3),
-        position: Some(0),
-        addresses: BTreeSet::from([ip(1)]),
-        joins_later: true,
-    }
+    Us { role: Role::Server, expect: Some(3), position: Some(0), addresses: BTreeSet::from([ip(1)]), joins_later: true }
 }
 
 fn empty() -> Disk {
@@ -106,7 +99,7 @@ fn rule_4_a_server_with_data_starts_although_everybody_is_silent() {
 
 #[test]
 fn rule_4_the_frozen_expect_wins_over_a_changed_one() {
-    let changed = Us { expect: Some(5), replicas: Some(5), ..us() };
+    let changed = Us { expect: Some(5), ..us() };
     let recorded = Disk { recorded: true, ..data() };
     let begun =
         start(decide(&changed, &survey([other(2, unknown())]), &Disk { frozen_expect: Some(3), ..recorded.clone() }));
@@ -216,13 +209,13 @@ fn rule_8_waits_while_anything_is_unknown() {
 
 #[test]
 fn rule_8_without_an_expect_founds_nothing() {
-    let told_nothing = Us { expect: None, replicas: None, ..us() };
+    let told_nothing = Us { expect: None, ..us() };
     assert!(waits(decide(&told_nothing, &survey([other(2, absent())]), &empty())).cure.contains("--expect"));
 }
 
 #[test]
 fn rule_8_an_ordinal_beyond_the_expect_renders_none() {
-    let fourth = Us { position: Some(3), replicas: Some(5), ..us() };
+    let fourth = Us { position: Some(3), ..us() };
     let begun = start(decide(&fourth, &survey([other(2, absent())]), &empty()));
     assert_eq!((begun.rule, begun.expect), (Rule::Found, None));
     let third = Us { position: Some(2), ..fourth };
@@ -231,7 +224,7 @@ fn rule_8_an_ordinal_beyond_the_expect_renders_none() {
 
 #[test]
 fn rule_8_an_expect_that_no_agent_has_seen_may_be_corrected() {
-    let changed = Us { expect: Some(5), replicas: Some(5), ..us() };
+    let changed = Us { expect: Some(5), ..us() };
     let disk = Disk { recorded: true, frozen_expect: Some(3), ..empty() };
     assert_eq!(start(decide(&changed, &survey([other(2, absent())]), &disk)).expect, Some(5));
 }
@@ -250,7 +243,7 @@ fn rule_8_waits_for_names_when_nobody_joins_later() {
 
 #[test]
 fn expect_1_is_refused_when_there_is_another_server() {
-    let alone = Us { expect: Some(1), replicas: Some(1), ..us() };
+    let alone = Us { expect: Some(1), ..us() };
     assert_eq!(start(decide(&alone, &survey([]), &empty())).expect, Some(1));
     let Decision::Refuse(refusal) = decide(&alone, &survey([other(2, absent())]), &empty()) else { panic!("refused") };
     assert!(refusal.why.contains("s2") && refusal.cure.contains("--expect 2"), "{refusal:?}");
@@ -290,13 +283,7 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
                 .map(|((certain, verdict), last)| Other { certain, ..other(last, verdict) });
             let outcome = if blind { Err("SERVFAIL".to_owned()) } else { Ok(1) };
             let sources = vec![SourceReport { source: "dns:consul".to_owned(), outcome, blind, took: Duration::ZERO }];
-            let us = Us {
-                role: if server { Role::Server } else { Role::Client },
-                expect,
-                replicas: expect,
-                position,
-                ..us()
-            };
+            let us = Us { role: if server { Role::Server } else { Role::Client }, expect, position, ..us() };
             let recorded = frozen_expect.is_some() || formed;
             let earlier_addresses = BTreeSet::from([ip(1), ip(6)]);
             let disk = Disk {
