@@ -208,10 +208,14 @@ pub const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 /// Variables that begin as ours do and are none of ours, each with the nearest right spelling: a warning, no error, since
 /// Kubernetes itself makes `CONVENE_SERVICE_HOST` when a Service has our name.
 pub fn unknown_variables(reader: Reader<'_>) -> Vec<String> {
+    let kubernetes = |name: &str| name.starts_with("CONVENE_SERVICE_") || name.starts_with("CONVENE_PORT");
+    let ours: Vec<&str> = reader.env.names().filter(|name| name.starts_with("CONVENE_") && !kubernetes(name)).collect();
+    if ours.is_empty() {
+        return Vec::new();
+    }
     let known = environment_twins();
-    let ours = reader.env.names().filter(|name| name.starts_with("CONVENE_") && !known.iter().any(|twin| twin == name));
-    let ours = ours.filter(|name| !name.starts_with("CONVENE_SERVICE_") && !name.starts_with("CONVENE_PORT"));
-    ours.map(|name| format!("the variable {name} is none of convene's{}", nearest_variable(name, &known))).collect()
+    let unknown = ours.into_iter().filter(|name| !known.iter().any(|twin| twin == name));
+    unknown.map(|name| format!("the variable {name} is none of convene's{}", nearest_variable(name, &known))).collect()
 }
 
 fn nearest_variable(name: &str, known: &[String]) -> String {
