@@ -3,7 +3,7 @@
 //! Takes the settings and asks the own agent, for `ready` also the leader through it. Says by which view it knows. No leader
 //! is never a reason to call an agent dead. Writes nothing.
 
-use crate::api::{Agent, AgentSelf, ApiError};
+use crate::api::consul::{Agent, AgentSelf, ApiError};
 use crate::record::lock::Lock;
 use crate::settings::{Local, Role};
 use std::net::{IpAddr, SocketAddr};

@@ -4,7 +4,7 @@
 //! and writes only when all is decided: the record before the rendered file. A second run on the same world writes the same
 //! bytes. Never starts an agent, never sets a signal handler: the caller races this against TERM.
 
-use crate::api::ApiError;
+use crate::api::consul::ApiError;
 use crate::decide::{Decision, Start, Us, decide};
 use crate::exit::{Code, Failure, chain};
 use crate::record::lock::{Held, Lock};

@@ -3,7 +3,7 @@
 //! Blocks the signals before anything else, reads the settings, calls one command, and tells a failure once: on stderr, and
 //! in the termination log where there is one, so that `kubectl describe pod` shows it.
 
-use convene::api::Agent;
+use convene::api::consul::Agent;
 use convene::check::{WHATS, check};
 use convene::cli::{
     self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs, Stopped,
@@ -176,7 +176,7 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
     let deadline = deadline(begun, stop.grace);
     let leaver = Leaver {
         agent: Agent::own(&local.http).map_err(|error| settings_failure(&error))?,
-        peers: convene::api::Peers::new(&local).map_err(|error| settings_failure(&error))?,
+        peers: convene::api::consul::Peers::new(&local).map_err(|error| settings_failure(&error))?,
         node: local.node_name.clone(),
         addresses: local.own_addresses.iter().copied().collect(),
         role: local.role.unwrap_or(Role::Server),

@@ -7,7 +7,7 @@
 pub mod pid1;
 pub mod watch;
 
-use crate::api::Agent;
+use crate::api::consul::Agent;
 use crate::exit::{Code, Failure};
 use crate::init::{How, Prepared, prepare, settings_failure, told};
 use crate::record::Volume;

@@ -9,7 +9,7 @@ mod candidates;
 pub mod dns;
 pub mod statefulset;
 
-use crate::api::{ApiError, Peers};
+use crate::api::consul::{ApiError, Peers};
 use crate::settings::source::{Host, HostName, Source};
 use crate::settings::{Local, PeerPorts, Survey as Settings};
 use agents::{Heard, Verdict, ask};

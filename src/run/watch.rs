@@ -4,7 +4,7 @@
 //! the agent, so that a name that appears late costs no wait for Consul's own retry. Once a leader knows us it writes
 //! "formed" and, from then on, the servers that are known. Never ends, never stops the agent; every failure is a log line.
 
-use crate::api::Agent;
+use crate::api::consul::Agent;
 use crate::decide::Target;
 use crate::init::{SAY_EVERY, millis, pause, told};
 use crate::record::lock::Held;
@@ -36,7 +36,7 @@ pub struct Watch {
     volume: Volume,
     surveyor: Surveyor,
     joined: BTreeMap<String, Instant>,
-    joining: JoinSet<(String, Result<(), crate::api::ApiError>)>,
+    joining: JoinSet<(String, Result<(), crate::api::consul::ApiError>)>,
     /// Why the last join failed.
     refused: Option<String>,
 }

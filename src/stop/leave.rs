@@ -4,7 +4,7 @@
 //! agent says so). A signal is not a reliable way to leave, and Consul's own course goes on for seconds after the cluster has
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
-use crate::api::{Agent, ApiError, Peers};
+use crate::api::consul::{Agent, ApiError, Peers};
 use crate::record::lock::{Held, Lock};
 use crate::record::{RecordError, Volume};
 use crate::settings::Role;

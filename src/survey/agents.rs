@@ -4,7 +4,7 @@
 //! to a cluster. Asks nothing but `/v1/status/leader` and `/v1/status/peers`, which need no ACL and no leader. An error is
 //! never an empty list: what could not be asked is [`Verdict::Unknown`].
 
-use crate::api::{Agent, ApiError, Peers, QUICK};
+use crate::api::consul::{Agent, ApiError, Peers, QUICK};
 use crate::exit::chain;
 use crate::settings::{MAX_SERVERS, PeerPorts};
 use std::fmt;
