@@ -147,7 +147,7 @@ pub struct CommonArgs {
     /// Consul's server port (default: CMD's -server-port, else 8300)
     #[arg(long, env = "CONVENE_SERVER_PORT", value_name = "PORT")]
     pub server_port: Option<String>,
-    /// The address this node advertises (default: CMD's -advertise or -bind, else POD_IP)
+    /// auto (the ClusterIP of the Service named as the Pod, else the Pod's), service, pod, or an address (default: CMD's -advertise, else auto)
     #[arg(long, env = "CONVENE_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<String>,
     /// auto (JSON unless stderr is a terminal), json or plain

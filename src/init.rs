@@ -12,7 +12,8 @@ use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
 use crate::render::render;
 use crate::settings::{Leave, Node};
-use crate::survey::{Other, Survey, Surveyor};
+use crate::survey::dns::Dns;
+use crate::survey::{Other, Survey, Surveyor, own};
 use crate::time;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -26,6 +27,8 @@ pub const SAY_EVERY: Duration = Duration::from_secs(10);
 /// What was prepared.
 #[derive(Debug)]
 pub struct Prepared {
+    /// The settings with our own address as it was found.
+    pub node: Node,
     /// The volume, for what is learned later.
     pub volume: Volume,
     /// Remembers what was seen.
@@ -59,6 +62,7 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let agent_lock = lock(&volume, &mut waiting).await?;
     let holding = volume.read().map_err(|error| volume_failure(&error))?;
     hello(node, &volume, &holding);
+    let node = &at_own_address(node, &holding, &mut waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey).map_err(|error| settings_failure(&error))?;
     let start = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
@@ -68,7 +72,26 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
         .write(&node.config_out, render(node, &start, how.binds, how.leave).as_bytes())
         .map_err(|error| volume_failure(&error))?;
     info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
-    Ok(Prepared { volume, surveyor, waiting: told_waiting, agent_lock })
+    Ok(Prepared { node: node.clone(), volume, surveyor, waiting: told_waiting, agent_lock })
+}
+
+/// The settings with the address that we advertise: the stable one, if there is one.
+async fn at_own_address(node: &Node, holding: &Holding, waiting: &mut Waiting) -> Result<Node, Failure> {
+    let dns = Dns::new(&node.survey);
+    let stable = loop {
+        match own::find(&node.local, &node.survey, &dns, holding.record.as_ref()).await {
+            Ok(stable) => break stable,
+            Err(line) => waiting.once_more(line).await?,
+        }
+    };
+    let mut node = node.clone();
+    node.survey.stable = stable.is_some();
+    if let Some(ip) = stable {
+        info!(advertise = %ip, service = node.local.owner.pod, "advertising the address of the Pod's own Service");
+        node.local.advertise = Some(ip);
+        node.local.own_addresses.push(ip);
+    }
+    Ok(node)
 }
 
 /// Waits for the volume.
@@ -226,6 +249,7 @@ fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Re
         formed: old.is_some_and(|record| record.formed),
         left: false,
         advertise: node.local.advertise,
+        stable: node.survey.stable,
         addresses: addresses.into_iter().collect(),
         servers: old.map(|record| record.servers.clone()).unwrap_or_default(),
         more: old.map(|record| record.more.clone()).unwrap_or_default(),

@@ -196,7 +196,13 @@ fn leave_code(error: &LeaveError) -> Code {
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
     let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
-    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let mut local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    // The address that was chosen at the start, where it can be read.
+    let record = record::Volume::open(&local.data_dir, false)
+        .and_then(|volume| volume.read())
+        .ok()
+        .and_then(|holding| holding.record);
+    local.own_addresses.extend(record.and_then(|record| record.advertise));
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
     let answer = check(what, &local, &agent).await;
     print(&format!("{}\n", answer.line));

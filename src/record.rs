@@ -51,6 +51,9 @@ pub struct Record {
     /// The address that we advertise.
     #[serde(default)]
     pub advertise: Option<IpAddr>,
+    /// That address is the Pod's own Service's, and outlives the Pod.
+    #[serde(default)]
+    pub stable: bool,
     /// Every address that we ever advertised.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,

@@ -91,6 +91,7 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
         Err(error) => return not_started(&error),
     };
     info!(pid = supervisor.child().as_raw(), "started the agent");
+    let node = &prepared.node.clone();
     let leaver = Leaver {
         agent: agent.clone(),
         peers: prepared.surveyor.peers().clone(),
@@ -122,7 +123,7 @@ async fn supervise(
     leaver: Leaver,
     prepared: Prepared,
 ) -> Result<u8, Failure> {
-    let Prepared { volume, surveyor, waiting, agent_lock: _agent_lock } = prepared;
+    let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock } = prepared;
     let watch = Watch::new(node, agent, volume.clone(), surveyor);
     let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
     let mut stopping: Option<Stopping> = None;

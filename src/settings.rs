@@ -71,6 +71,17 @@ pub struct Owner {
     pub pod: String,
 }
 
+/// Whether the address of the Pod's own Service is advertised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stable {
+    /// No.
+    Never,
+    /// If there is such a Service, and this Pod reaches it.
+    IfThere,
+    /// Yes; it is waited for.
+    Always,
+}
+
 /// A server's place in its StatefulSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
@@ -93,8 +104,10 @@ pub struct Local {
     pub owner: Owner,
     /// Our place in the StatefulSet, if the Pod's name has one.
     pub seat: Option<Seat>,
-    /// The address to advertise; `None` leaves it to Consul.
+    /// The address to advertise where there is no stable one; `None` leaves it to Consul.
     pub advertise: Option<IpAddr>,
+    /// Whether the ClusterIP of a Service named as the Pod is advertised instead.
+    pub stable: Stable,
     /// Every address that is known to be ours.
     pub own_addresses: Vec<IpAddr>,
     /// How agents are asked.
@@ -137,6 +150,8 @@ pub struct Survey {
     pub replicas: Option<u32>,
     /// The StatefulSet's first ordinal.
     pub ordinals_start: u32,
+    /// The other Pods' own Services are asked for before the headless one.
+    pub stable: bool,
 }
 
 /// All that `init`, `run` and `discover` need.
@@ -238,7 +253,7 @@ impl Local {
         let role = reader.choice("role", &args.role, &[("server", Role::Server), ("client", Role::Client)])?;
         let http = Http::read(reader.env, said.and_then(listening))?;
         let pod_ips = pod_ips(reader)?;
-        let advertise = advertise(reader, args, said, &pod_ips)?;
+        let (advertise, stable) = advertise(reader, args, said, &pod_ips, seat.is_some())?;
         let mut own_addresses: Vec<IpAddr> =
             advertise.into_iter().chain(pod_ips).chain(said.and_then(bind_address)).collect();
         own_addresses.sort();
@@ -257,6 +272,7 @@ impl Local {
             },
             seat,
             advertise,
+            stable,
             own_addresses,
             peer: peer_ports(reader, args, said, http.over_tls())?,
             http,
@@ -378,6 +394,7 @@ impl Survey {
             expect,
             replicas,
             ordinals_start,
+            stable: local.stable != Stable::Never,
         })
     }
 }

@@ -7,6 +7,7 @@
 pub mod agents;
 mod candidates;
 pub mod dns;
+pub mod own;
 pub mod statefulset;
 
 use crate::api::consul::{ApiError, Peers};

@@ -8,7 +8,7 @@ use super::http::{Endpoint, HTTP_PORT, HTTPS_PORT};
 use super::read::{Reader, SettingsError, number};
 use super::resolv::{DNS_PORT, RESOLV_CONF, Resolving};
 use super::source::{Source, dns_name};
-use super::{DEFAULT_DATA_DIR, Local, MAX_SERVERS, PeerPorts, Role, SERF_PORT, SERVER_PORT};
+use super::{DEFAULT_DATA_DIR, Local, MAX_SERVERS, PeerPorts, Role, SERF_PORT, SERVER_PORT, Stable};
 use crate::cli::{CommonArgs, NodeArgs, SurveyArgs};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -106,7 +106,8 @@ pub(super) fn address(place: &str, text: &str) -> Result<IpAddr, SettingsError> 
         SettingsError::Value {
             place: place.to_owned(),
             value: text.to_owned(),
-            allowed: "one IPv4 or IPv6 address that others can reach".to_owned(),
+            allowed: "one IPv4 or IPv6 address that others can reach; for --advertise also auto, service or pod"
+                .to_owned(),
             nearest: String::new(),
         }
     })
@@ -117,20 +118,36 @@ pub(super) fn advertise(
     args: &CommonArgs,
     said: Option<&Facts>,
     pod_ips: &[IpAddr],
-) -> Result<Option<IpAddr>, SettingsError> {
-    if let Some(text) = reader.text(&args.advertise) {
-        return address(&reader.places.of("advertise"), text).map(Some);
+    in_a_seat: bool,
+) -> Result<(Option<IpAddr>, Stable), SettingsError> {
+    let of_pod = pod_ips.first().copied();
+    let without_stable = || said.and_then(bind_address).or(of_pod);
+    match reader.text(&args.advertise) {
+        Some("pod") => {
+            let mend = "--advertise=pod needs it: set POD_IP by the downward API";
+            return of_pod.map(|ip| (Some(ip), Stable::Never)).ok_or_else(|| missing("the Pod's address", mend));
+        }
+        Some("service") if in_a_seat => return Ok((without_stable(), Stable::Always)),
+        Some("service") => {
+            return Err(missing(
+                "the Pod's own Service",
+                "it is named as the Pod: set POD_NAME by the downward API, or give --advertise ADDRESS",
+            ));
+        }
+        None | Some("auto") => {}
+        Some(text) => return Ok((Some(address(&reader.places.of("advertise"), text)?), Stable::Never)),
     }
-    // A go-sockaddr template is Consul's to work out; nothing is rendered over it.
     if let Some(theirs) = said.and_then(|said| said.advertise_addr.as_ref()) {
-        // A server must know whether the others list it.
+        // A go-sockaddr template is Consul's to work out, but a server must know whether the others list it.
         if theirs.value.is_none() && said.is_some_and(|said| role_of(said) == Role::Server) {
             let mend = "CMD's -advertise is a template, which only Consul fills in: give --advertise ADDRESS instead (in a Pod $(POD_IP))";
             return Err(missing("this server's own address", mend));
         }
-        return Ok(theirs.value);
+        return Ok((theirs.value, Stable::Never));
     }
-    Ok(said.and_then(bind_address).or_else(|| pod_ips.first().copied()))
+    let is_client = said.is_some_and(|said| role_of(said) == Role::Client);
+    let stable = if in_a_seat && !is_client { Stable::IfThere } else { Stable::Never };
+    Ok((without_stable(), stable))
 }
 
 pub(super) fn bind_address(said: &Facts) -> Option<IpAddr> {

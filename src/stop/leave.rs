@@ -94,9 +94,7 @@ pub struct Leaver {
 pub async fn leave_once(volume: &Volume, mut leaver: Leaver, deadline: Instant) -> Result<Left, LeaveError> {
     let _stopping = stopping(volume, deadline).await?;
     let record = volume.read()?.record;
-    if leaver.addresses.is_empty() {
-        leaver.addresses.extend(record.as_ref().and_then(|record| record.advertise));
-    }
+    leaver.addresses.extend(record.as_ref().and_then(|record| record.advertise));
     if leaver.addresses.is_empty() && leaver.role == Role::Server {
         return Err(LeaveError::NoAddress);
     }

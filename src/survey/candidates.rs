@@ -81,7 +81,7 @@ impl Asked {
     pub(super) async fn resolve(&self, dns: &Dns, deadline: Duration) -> Result<BTreeSet<IpAddr>, String> {
         let answer = async {
             Ok::<_, LookupError>(match self {
-                Self::Sibling(sibling) => dns.addresses(&format!("{}.", sibling.host)).await?,
+                Self::Sibling(sibling) => of_sibling(dns, sibling).await?,
                 Self::Name(name) => dns.addresses(name).await?,
                 Self::Service(name) => {
                     let mut found = Vec::new();
@@ -125,7 +125,7 @@ impl Asked {
             problem: problem.clone().filter(|_| known.ever.is_empty()),
         };
         match self {
-            Self::Sibling(sibling) => one(&sibling.pod, Kind::Sibling, Some(sibling.host.clone()), None).split(),
+            Self::Sibling(sibling) => one(&sibling.pod, Kind::Sibling, Some(sibling.name().to_owned()), None).split(),
             Self::Fixed(Host { name: HostName::Name(name), port }) => {
                 one(name, Kind::Named, Some(name.trim_end_matches('.').to_owned()), *port).split()
             }
@@ -144,6 +144,17 @@ impl Asked {
             }
         }
     }
+}
+
+/// Its own Service's address if there is one, else the Pod's.
+async fn of_sibling(dns: &Dns, sibling: &Sibling) -> Result<Vec<IpAddr>, LookupError> {
+    if let Some(service) = &sibling.service {
+        let found = dns.addresses(&format!("{service}.")).await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    dns.addresses(&format!("{}.", sibling.host)).await
 }
 
 // === impl Candidate ===

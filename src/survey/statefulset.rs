@@ -3,6 +3,7 @@
 //! Takes our own place and the number of servers, gives each other ordinal's Pod name and DNS name. Pure: computing needs
 //! neither the API nor DNS.
 
+use super::own::service_host;
 use crate::settings::{Seat, Survey};
 
 /// One other ordinal.
@@ -13,6 +14,17 @@ pub struct Sibling {
     /// Its absolute name behind the headless Service, without the dot at its end
     /// (<https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#stable-network-id>).
     pub host: String,
+    /// The name of its own Service, whose address outlives the Pod.
+    pub service: Option<String>,
+}
+
+// === impl Sibling ===
+
+impl Sibling {
+    /// The name that Consul may join while no address is known.
+    pub fn name(&self) -> &str {
+        self.service.as_deref().unwrap_or(&self.host)
+    }
 }
 
 /// Every ordinal of the StatefulSet but ours.
@@ -27,5 +39,6 @@ fn sibling(seat: &Seat, settings: &Survey, ordinal: u32) -> Sibling {
     let service = settings.service.as_deref().unwrap_or(&seat.statefulset);
     let namespace = settings.namespace.as_deref().unwrap_or("default");
     let host = format!("{pod}.{service}.{namespace}.svc.{}", settings.cluster_domain);
-    Sibling { pod, host }
+    let service = settings.stable.then(|| service_host(&pod, settings));
+    Sibling { pod, host, service }
 }

@@ -1,0 +1,131 @@
+//! At which address can the others reach us for good? The ClusterIP of a Service that is named as our Pod outlives the Pod.
+//!
+//! Takes the settings and what was recorded, gives the stable address, or that there is none, or why that cannot be told yet.
+//! Only "no such name" means that there is no such Service: an error means the recorded address. A stable address is of use
+//! only if a Pod reaches its own one (hairpin), since Consul asks itself at it too; that is tried before it is chosen.
+
+use super::dns::{Dns, LookupError};
+use crate::record::Record;
+use crate::settings::{Local, Stable, Survey};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::warn;
+use uuid::Uuid;
+
+/// How long the own ClusterIP may take to lead to us: endpoints are programmed some seconds after the Pod has its address.
+const HAIRPIN: Duration = Duration::from_secs(10);
+
+/// The absolute name of a Pod's own Service, without the dot at its end.
+pub fn service_host(pod: &str, settings: &Survey) -> String {
+    format!("{pod}.{}.svc.{}", settings.namespace.as_deref().unwrap_or("default"), settings.cluster_domain)
+}
+
+/// Finds the stable address; `None`: there is none, and the Pod's own is advertised.
+///
+/// # Errors
+/// Why it cannot be told yet, and what would end the wait.
+pub async fn find(
+    local: &Local,
+    settings: &Survey,
+    dns: &Dns,
+    record: Option<&Record>,
+) -> Result<Option<IpAddr>, String> {
+    if local.stable == Stable::Never {
+        return Ok(None);
+    }
+    let recorded = record.filter(|record| record.stable).and_then(|record| record.advertise);
+    let host = service_host(&local.owner.pod, settings);
+    let found = match dns.addresses(&format!("{host}.")).await {
+        Ok(found) => found,
+        Err(error) => {
+            return match (recorded, record) {
+                (Some(recorded), _) => {
+                    warn!("{error}; the recorded address {recorded} is used");
+                    Ok(Some(recorded))
+                }
+                // Recorded with the Pod's address; or nobody to ask, now and later.
+                (None, Some(_)) => Ok(None),
+                (None, None)
+                    if matches!(error, LookupError::NoNameserver { .. }) && local.stable == Stable::IfThere =>
+                {
+                    Ok(None)
+                }
+                (None, None) => Err(format!(
+                    "whether Service {} exists cannot be told: {error}; this ends when: DNS answers",
+                    local.owner.pod
+                )),
+            };
+        }
+    };
+    // A headless Service of that name gives the Pod's own address, which is not stable.
+    let stable = found.iter().filter(|ip| !local.own_addresses.contains(ip));
+    let same_family = stable.clone().find(|ip| local.own_addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
+    let Some(ip) = same_family.or(stable.clone().next()).copied() else {
+        return missing(local, recorded);
+    };
+    if recorded.is_some() || hairpin(ip, local.peer.server).await {
+        return Ok(Some(ip));
+    }
+    let why = format!(
+        "this Pod does not reach its own Service address {ip} within {} s (hairpin), without which Consul does not form",
+        HAIRPIN.as_secs()
+    );
+    if local.stable == Stable::Always {
+        return Err(format!("{why}; this ends when: the cluster's proxy allows it, or --advertise=pod is given"));
+    }
+    warn!("{why}; the Pod's own address is advertised");
+    Ok(None)
+}
+
+fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<Option<IpAddr>, String> {
+    let pod = &local.owner.pod;
+    let cure = format!(
+        "this ends when: Service {pod} is applied (again), or --advertise=pod is given, which changes this server's address"
+    );
+    match (recorded, local.stable) {
+        (Some(recorded), _) => {
+            Err(format!("Service {pod} is gone, whose address {recorded} this server advertised; {cure}"))
+        }
+        (None, Stable::Always) => Err(format!("there is no Service {pod} with an address of its own; {cure}")),
+        (None, _) => Ok(None),
+    }
+}
+
+/// Whether our own Service address leads back to us: we listen on the server port for a moment, and dial.
+async fn hairpin(ip: IpAddr, port: u16) -> bool {
+    let any: IpAddr = if ip.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let Ok(listener) = TcpListener::bind(SocketAddr::new(any, port)).await else { return false };
+    let word = Uuid::new_v4().into_bytes();
+    let greet = async {
+        loop {
+            if let Ok((mut stream, _)) = listener.accept().await {
+                // Whoever else dials meanwhile hears it too, and hangs up.
+                let _ = stream.write_all(&word).await;
+            }
+        }
+    };
+    let dial = async {
+        let begun = Instant::now();
+        while begun.elapsed() < HAIRPIN {
+            if timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
+                return true;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        false
+    };
+    tokio::select! {
+        () = greet => false,
+        reached = dial => reached,
+    }
+}
+
+async fn heard(ip: IpAddr, port: u16) -> Option<[u8; 16]> {
+    let mut stream = TcpStream::connect((ip, port)).await.ok()?;
+    let mut word = [0; 16];
+    stream.read_exact(&mut word).await.ok()?;
+    Some(word)
+}
