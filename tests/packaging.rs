@@ -206,3 +206,32 @@ fn ci_runs_what_people_run() {
     assert!(script.iter().any(|line| line == "set -euo pipefail"));
     assert!(script.iter().any(|line| line.contains("CONVENE_STRICT=1 make test")), "a skipped test must fail CI");
 }
+
+// === deploy ===
+
+#[test]
+fn every_server_of_deploy_server_has_a_service_of_its_own_that_answers_before_it_is_ready() {
+    let read = |file: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/server").join(file)).unwrap()
+    };
+    let (set, services) = (read("statefulset.yaml"), read("services.yaml"));
+    let replicas = set.lines().find_map(|line| line.trim().strip_prefix("replicas: ")).unwrap().parse::<u32>().unwrap();
+    assert!(set.contains(&format!("--expect={replicas}")));
+    for ordinal in 0..replicas {
+        let name = format!("consul-server-{ordinal}");
+        let service = services.split("\n---\n").find(|one| one.contains(&format!("\n  name: {name}\n"))).unwrap();
+        assert!(service.contains(&format!("selector: {{statefulset.kubernetes.io/pod-name: {name}}}")), "{service}");
+        assert!(
+            service.contains("publishNotReadyAddresses: true") && !service.contains("clusterIP: None"),
+            "{service}"
+        );
+        for port in [8300, 8301, 8302, 8500, 8501, 8502, 8503] {
+            assert!(
+                service.contains(&format!("port: {port}}}")) || service.contains(&format!("port: {port},")),
+                "{port}"
+            );
+        }
+        assert!(service.contains("port: 8301, protocol: UDP"), "gossip needs UDP");
+    }
+    assert!(!services.contains(&format!("name: consul-server-{replicas}\n")), "and nobody else has one");
+}

@@ -671,3 +671,93 @@ fn a_token_goes_to_the_own_agent_and_to_no_other_over_plain_http() {
     assert_eq!(seen.code, 0);
     assert!(two.http.requests().iter().all(|request| request.header("x-consul-token").is_none()));
 }
+
+/// A Pod of a StatefulSet of two whose own Service has the address `.9`, which leads back to it, and whose sibling's is `.8`.
+struct Seated {
+    block: LoopbackBlock,
+    dns: ScriptedDns,
+    data: tempfile::TempDir,
+    port: u16,
+}
+
+impl Seated {
+    fn new() -> Self {
+        let (block, dns, data) = (loopback_block(), ScriptedDns::zone(), tempfile::tempdir().unwrap());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let seated = Self { block, dns, data, port };
+        seated.service(0, Answer::Addresses(ips(&seated.block, &[9])));
+        seated.service(1, Answer::Addresses(ips(&seated.block, &[8])));
+        seated
+    }
+
+    fn service(&self, ordinal: u8, answer: Answer) {
+        let name = format!("consul-server-{ordinal}.prod.svc.cluster.local.");
+        self.dns.set(&name, RecordType::A, answer);
+        self.dns.set(&name, RecordType::AAAA, Answer::NoData);
+    }
+
+    fn init(&self, words: &[&str]) -> Ended {
+        Convene::new([
+            "init",
+            "--role=server",
+            "--expect=2",
+            "--wait=0s",
+            "--discover-timeout=300ms",
+            "--resolv-conf=/does/not/exist",
+        ])
+        .words([format!("--nameserver={}", self.dns.addr()), format!("--server-port={}", self.port)])
+        .words([format!("--data-dir={}", self.data.path().display())])
+        .words(words)
+        .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod")
+        .env("POD_IP", self.block.ip(1).to_string())
+        .run()
+    }
+
+    fn rendered(&self) -> (String, Value) {
+        let agent = rendered(self.data.path());
+        (agent["advertise_addr"].as_str().unwrap().to_owned(), agent["retry_join"].clone())
+    }
+}
+
+#[test]
+fn the_address_of_the_pods_own_service_is_advertised_and_the_others_are_joined_at_theirs() {
+    let seated = Seated::new();
+    seated.init(&[]).ends(0, &[]);
+    assert_eq!(
+        seated.rendered(),
+        (seated.block.ip(9).to_string(), serde_json::json!([seated.block.ip(8).to_string()]))
+    );
+    let record = std::fs::read_to_string(seated.data.path().join("convene/record.json")).unwrap();
+    assert!(record.contains("\"stable\": true"), "{record}");
+}
+
+#[test]
+fn without_such_a_service_the_pods_own_address_is_advertised() {
+    let seated = Seated::new();
+    seated.service(0, Answer::NxDomain);
+    seated.init(&["--advertise=service"]).ends(75, &["there is no Service consul-server-0", "--advertise=pod"]);
+    seated.init(&[]).ends(0, &[]);
+    assert_eq!(seated.rendered().0, seated.block.ip(1).to_string());
+    let ordered = Seated::new();
+    ordered.init(&["--advertise=pod"]).ends(0, &[]);
+    assert_eq!(ordered.rendered().0, ordered.block.ip(1).to_string());
+}
+
+#[test]
+fn an_error_means_the_recorded_address_and_only_a_missing_name_that_the_service_is_gone() {
+    let seated = Seated::new();
+    seated.service(0, Answer::ServFail);
+    seated.init(&[]).ends(75, &["whether Service consul-server-0 exists cannot be told", "Server Failure"]);
+    seated.service(0, Answer::Addresses(ips(&seated.block, &[9])));
+    seated.init(&[]).ends(0, &[]);
+    for answer in [Answer::ServFail, Answer::Refused, Answer::Silence] {
+        seated.service(0, answer);
+        seated.init(&[]).ends(0, &[]);
+        assert_eq!(seated.rendered().0, seated.block.ip(9).to_string());
+    }
+    seated.service(0, Answer::NxDomain);
+    seated.init(&[]).ends(75, &["Service consul-server-0 is gone", &seated.block.ip(9).to_string(), "--advertise=pod"]);
+    seated.service(0, Answer::Addresses(ips(&seated.block, &[7])));
+    seated.init(&[]).ends(0, &[]);
+    assert_eq!(seated.rendered().0, seated.block.ip(7).to_string(), "a Service that was made anew has another address");
+}
