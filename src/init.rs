@@ -62,8 +62,9 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let agent_lock = lock(&volume, &mut waiting).await?;
     let holding = volume.read().map_err(|error| volume_failure(&error))?;
     hello(node, &volume, &holding);
-    let node = &at_own_address(node, &holding, &mut waiting).await?;
-    let mut surveyor = Surveyor::new(&node.local, &node.survey).map_err(|error| settings_failure(&error))?;
+    let dns = Dns::new(&node.survey);
+    let node = &at_own_address(node, &dns, &holding, &mut waiting).await?;
+    let mut surveyor = Surveyor::new(&node.local, &node.survey, dns).map_err(|error| settings_failure(&error))?;
     let start = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
     let record = record(node, &holding, &node_id, &start);
@@ -76,10 +77,9 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
 }
 
 /// The settings with the address that we advertise: the stable one, if there is one.
-async fn at_own_address(node: &Node, holding: &Holding, waiting: &mut Waiting) -> Result<Node, Failure> {
-    let dns = Dns::new(&node.survey);
+async fn at_own_address(node: &Node, dns: &Dns, holding: &Holding, waiting: &mut Waiting) -> Result<Node, Failure> {
     let stable = loop {
-        match own::find(&node.local, &node.survey, &dns, holding.record.as_ref()).await {
+        match own::find(&node.local, &node.survey, dns, holding.record.as_ref()).await {
             Ok(stable) => break stable,
             Err(line) => waiting.once_more(line).await?,
         }

@@ -20,6 +20,7 @@ use convene::settings::{
 use convene::stop::deadline;
 use convene::stop::leave::{LeaveError, Leaver, leave_once};
 use convene::survey::Surveyor;
+use convene::survey::dns::Dns;
 use convene::{discover, install, log, record};
 use std::ffi::OsString;
 use std::io::Write;
@@ -215,7 +216,7 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
-    let mut surveyor = Surveyor::new(&local, &survey).map_err(|error| settings_failure(&error))?;
+    let mut surveyor = Surveyor::new(&local, &survey, Dns::new(&survey)).map_err(|error| settings_failure(&error))?;
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)

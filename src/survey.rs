@@ -124,9 +124,9 @@ impl Surveyor {
     ///
     /// # Errors
     /// [`ApiError`]: the TLS settings do not work.
-    pub fn new(local: &Local, settings: &Settings) -> Result<Self, ApiError> {
+    pub fn new(local: &Local, settings: &Settings, dns: Dns) -> Result<Self, ApiError> {
         Ok(Self {
-            dns: Dns::new(settings),
+            dns,
             peers: Peers::new(local)?,
             local: local.clone(),
             settings: settings.clone(),
@@ -137,11 +137,6 @@ impl Surveyor {
     /// Asks other servers, with the same settings.
     pub fn peers(&self) -> &Peers {
         &self.peers
-    }
-
-    /// Resolves names, with the same settings.
-    pub fn dns(&self) -> &Dns {
-        &self.dns
     }
 
     /// Looks at who is there. Only our addresses of today count as ours: an earlier one may be another server's by now.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -220,7 +220,10 @@ impl Agent {
                     _ => (client(&http.tls, true)?, format!("https://{host}:{port}{prefix}")),
                 }
             }
-            plain => (client(&http.tls, false)?, plain.to_string()),
+            plain => {
+                let (client, base) = (plain_client()?, plain.to_string());
+                return Ok(Self { client, base, token: http.token.clone(), basic: http.basic.clone() });
+            }
         };
         Ok(Self { client: built(builder)?, base, token: http.token.clone(), basic: http.basic.clone() })
     }
@@ -351,7 +354,7 @@ impl Peers {
     /// [`ApiError::File`], [`ApiError::Tls`].
     pub fn new(local: &Local) -> Result<Self, ApiError> {
         Ok(Self {
-            plain: built(client(&local.http.tls, false)?)?,
+            plain: plain_client()?,
             http: local.http.clone(),
             port: local.peer.http,
             tls_name: local.server_tls_name.clone(),
@@ -438,6 +441,18 @@ fn client(tls: &Tls, over_tls: bool) -> Result<reqwest::ClientBuilder, ApiError>
         }
     }
     Ok(builder.tls_certs_only(roots))
+}
+
+/// The client for plain HTTP: one for all agents, since each that is built costs memory (it prepares TLS all the same).
+fn plain_client() -> Result<Client, ApiError> {
+    static PLAIN: OnceLock<Client> = OnceLock::new();
+    match PLAIN.get() {
+        Some(client) => Ok(client.clone()),
+        None => {
+            let made = built(client(&Tls::default(), false)?)?;
+            Ok(PLAIN.get_or_init(|| made).clone())
+        }
+    }
 }
 
 fn built(builder: reqwest::ClientBuilder) -> Result<Client, ApiError> {
