@@ -239,7 +239,7 @@ fn found(us: &Us, survey: &Survey) -> Decision {
         return Decision::Refuse(refusal);
     }
     let join = targets(survey, &[]);
-    let needed = if us.within_expect() { expect as usize - 1 } else { 1 };
+    let needed = if us.within_expect() { (expect as usize).saturating_sub(1) } else { 1 };
     if !us.joins_later && join.len() < needed {
         return wait(
             Rule::Found,

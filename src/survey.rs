@@ -174,6 +174,7 @@ impl Surveyor {
                 Answered { index, asked, answer, took: begun.elapsed() }
             });
         }
+        // INVARIANT: no lookup panics or is aborted, which is all that join_all could fail of.
         let mut answers = lookups.join_all().await;
         // In the order of the questions, so that the same world gives the same survey.
         answers.sort_by_key(|answered| (answered.index, answered.asked.key()));
