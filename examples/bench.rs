@@ -5,20 +5,19 @@
 //! is Consul. Measures only this machine; starts nothing that it does not end. Ends with 1 when an aim is missed or
 //! a program under test misbehaves.
 
-// A part of the tests' support; its own exceptions stand in support/mod.rs, which needs the test harness.
-#[path = "../tests/support/consul.rs"]
-#[allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-mod consul;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+use support::cluster::request;
+use support::consul;
 
 /// The aims: bytes on disk, bytes resident, and the median time of `true`.
 const SIZE: u64 = 8_000_000;
@@ -174,15 +173,8 @@ fn beside_consul(binary: &Path, consul: &Path) -> Result<Row, String> {
 
 /// Whether the agent at [`ADDRESS`] knows a leader.
 fn has_leader() -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect((ADDRESS, 8500))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET /v1/status/leader HTTP/1.1\r\nHost: {ADDRESS}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.contains(&format!("\"{ADDRESS}:8300\"")))
+    let answer = ADDRESS.parse().ok().and_then(|ip| request(SocketAddr::new(ip, 8500), "GET", "/v1/status/leader", ""));
+    answer.is_some_and(|(_, body)| body.contains(&format!("\"{ADDRESS}:8300\"")))
 }
 
 /// `words… cmd…` with nothing inherited and nothing to read or say.

@@ -70,7 +70,7 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
     }
 }
 
-async fn leader(agent: &Agent) -> Result<String, String> {
+async fn leader(agent: &Agent) -> Result<SocketAddr, String> {
     match agent.leader().await {
         Ok(Some(leader)) => Ok(leader),
         Ok(None) => Err("no leader is known".to_owned()),
@@ -138,13 +138,12 @@ fn own_view(described: &AgentSelf) -> Result<&'static str, String> {
 /// What the leader's configuration says of us: a voter at our address. The leader's view alone still shows our predecessor
 /// for up to 2 s, which is why the own view is asked too.
 async fn leaders_view(local: &Local, agent: &Agent, described: Option<&AgentSelf>) -> Result<&'static str, String> {
-    let ours =
-        |address: &str| address.parse::<SocketAddr>().is_ok_and(|address| local.own_addresses.contains(&address.ip()));
+    let ours = |address: SocketAddr| local.own_addresses.contains(&address.ip());
     match agent.raft_configuration().await {
         Ok(servers) => {
             let us = servers.iter().find(|server| match described {
                 Some(described) => server.id.eq_ignore_ascii_case(&described.config.node_id),
-                None => ours(&server.address),
+                None => server.address.parse().is_ok_and(ours),
             });
             match us {
                 None => Err("the leader's raft configuration lacks us".to_owned()),
@@ -157,7 +156,7 @@ async fn leaders_view(local: &Local, agent: &Agent, described: Option<&AgentSelf
         }
         Err(error) if error.is_denied() => {
             let peers = agent.peers().await.map_err(|error| error.to_string())?;
-            if peers.iter().any(|peer| ours(peer)) {
+            if peers.into_iter().any(ours) {
                 return Ok("among the raft peers (no operator:read, so a voter cannot be told from a non-voter)");
             }
             Err("the raft peers lack us (no operator:read, so this is the own agent's list)".to_owned())

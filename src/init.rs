@@ -6,7 +6,7 @@
 
 use crate::api::consul::ApiError;
 use crate::decide::{Decision, Start, Us, decide};
-use crate::exit::{Code, Failure, chain};
+use crate::exit::{Code, Failure};
 use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
@@ -245,7 +245,6 @@ fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Re
         owner: node.local.owner.clone(),
         node_id: node_id.to_string(),
         expect: frozen.or(start.expect),
-
         formed: old.is_some_and(|record| record.formed),
         left: false,
         advertise: node.local.advertise,
@@ -263,9 +262,4 @@ fn addresses(other: &Other) -> String {
 /// Whole milliseconds, for a log field.
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// One line for an error that is only logged.
-pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    chain(error)
 }

@@ -154,8 +154,8 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
     for warning in command.warnings() {
         warn!("{warning}");
     }
-    let node_id = record::Volume::open(&node.local.data_dir, false).ok().and_then(|volume| volume.read().ok()?.node_id);
-    let node_id = node_id.map(|id| id.to_string());
+    // Only a CMD that gives one is compared with the volume's.
+    let node_id = command.facts().node_id.as_ref().and_then(|_| holding(&node.local)?.node_id).map(|id| id.to_string());
     let contradictions = command.contradictions(&node.wanted(node_id.as_deref()));
     if !contradictions.is_empty() {
         let lines: Vec<String> = contradictions.iter().map(ToString::to_string).collect();
@@ -199,11 +199,7 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
     let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
     let mut local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
     // The address that was chosen at the start, where it can be read.
-    let record = record::Volume::open(&local.data_dir, false)
-        .and_then(|volume| volume.read())
-        .ok()
-        .and_then(|holding| holding.record);
-    local.own_addresses.extend(record.and_then(|record| record.advertise));
+    local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
     let answer = check(what, &local, &agent).await;
     print(&format!("{}\n", answer.line));
@@ -220,6 +216,11 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)
+}
+
+/// What is on the volume, where it can be read.
+fn holding(local: &Local) -> Option<record::Holding> {
+    record::Volume::open(&local.data_dir, false).and_then(|volume| volume.read()).ok()
 }
 
 fn usage(error: &SettingsError) -> Failure {

@@ -11,7 +11,6 @@ pub mod node_id;
 use crate::decide::Disk;
 use crate::exit::Code;
 use crate::settings::Owner;
-use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fchown};
 use node_id::NodeId;
 use serde::{Deserialize, Serialize};
@@ -404,17 +403,10 @@ impl Volume {
     fn lock_file(&self, name: &str) -> Result<File, RecordError> {
         self.make_folder()?;
         let path = self.folder().join(name);
-        let opened = nix::fcntl::open(
-            &path,
-            nix::fcntl::OFlag::O_CREAT | nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC,
-            Mode::from_bits_truncate(0o600),
-        );
-        let file = opened.map(File::from).map_err(|errno| RecordError::Io {
-            action: "write",
-            path: path.clone(),
-            cause: errno.into(),
-        })?;
-        self.give(&file).map_err(|cause| RecordError::Io { action: "write", path, cause })?;
+        let io = |cause| RecordError::Io { action: "write", path: path.clone(), cause };
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = opened.map_err(io)?;
+        self.give(&file).map_err(io)?;
         Ok(file)
     }
 }

@@ -8,8 +8,8 @@ pub mod pid1;
 pub mod watch;
 
 use crate::api::consul::Agent;
-use crate::exit::{Code, Failure};
-use crate::init::{How, Prepared, prepare, settings_failure, told};
+use crate::exit::{Code, Failure, chain};
+use crate::init::{How, Prepared, prepare, settings_failure};
 use crate::record::Volume;
 use crate::settings::{Leave, Node, Stop};
 use crate::stop::deadline;
@@ -196,7 +196,7 @@ async fn left(stopping: &mut Option<Stopping>) -> Result<Left, LeaveError> {
 
 fn note(result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
     if let Err(error) = result {
-        error!("{}; stopping without", told(&error));
+        error!("{}; stopping without", chain(&error));
         *failed = Some(Failure::from_error(Code::Unavailable, &error));
     }
 }

@@ -319,9 +319,7 @@ impl Node {
             local,
         })
     }
-}
 
-impl Node {
     /// What CMD must not contradict. `node_id` is the one on the volume, if there is one already.
     pub fn wanted<'a>(&'a self, node_id: Option<&'a str>) -> Wanted<'a> {
         Wanted {

@@ -621,12 +621,18 @@ fn a_client_leaves_by_its_agents_word_although_no_server_is_there() {
     agent.finish();
 }
 
-#[test]
-fn a_leave_that_is_not_allowed_names_the_policy() {
+/// The agent of a cluster's only server, and what it answers to the order to leave.
+fn only_server(to_leave: Reply) -> ScriptedHttp {
     let agent = ScriptedHttp::start();
     agent.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
     agent.always(Call::get("/v1/status/peers", Reply::ok("[\"127.0.0.1:8300\"]")));
-    agent.expect(Call::put("/v1/agent/leave", Reply::Json(403, "Permission denied".to_owned())));
+    agent.expect(Call::put("/v1/agent/leave", to_leave));
+    agent
+}
+
+#[test]
+fn a_leave_that_is_not_allowed_names_the_policy() {
+    let agent = only_server(Reply::Json(403, "Permission denied".to_owned()));
     leave(&agent, &["--role=server", "--advertise=127.0.0.1"])
         .ends(69, &["agent \"s1\" { policy = \"write\" }", "Permission denied"]);
     agent.finish();
@@ -634,10 +640,7 @@ fn a_leave_that_is_not_allowed_names_the_policy() {
 
 #[test]
 fn a_leave_that_the_agent_never_answers_is_not_taken_for_done() {
-    let agent = ScriptedHttp::start();
-    agent.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
-    agent.always(Call::get("/v1/status/peers", Reply::ok("[\"127.0.0.1:8300\"]")));
-    agent.expect(Call::put("/v1/agent/leave", Reply::Nothing));
+    let agent = only_server(Reply::Nothing);
     leave(&agent, &["--role=server", "--advertise=127.0.0.1"])
         .ends(69, &["could not confirm the leave", "gave no answer"]);
     agent.finish();

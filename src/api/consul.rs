@@ -4,8 +4,8 @@
 //! goes to the own agent, and to another server only over verified TLS. Fails with [`ApiError`], which tells a refused
 //! connection from silence, and both from an answer that is none of Consul's.
 
-use crate::settings::Local;
 use crate::settings::http::{Endpoint, Http, Secret, Tls, Token};
+use crate::settings::{Local, MAX_SERVERS};
 use crate::survey::dns::Dns;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Identity, Method, StatusCode, redirect};
@@ -228,27 +228,40 @@ impl Agent {
         Ok(Self { client: built(builder)?, base, token: http.token.clone(), basic: http.basic.clone() })
     }
 
-    /// What the agent is asked at, for messages.
-    pub fn url(&self) -> &str {
-        &self.base
-    }
-
     /// `/v1/status/leader`: the leader's address, `None` when none is known. Needs no ACL.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn leader(&self) -> Result<Option<String>, ApiError> {
+    pub async fn leader(&self) -> Result<Option<SocketAddr>, ApiError> {
         let leader: String = self.get("/v1/status/leader").await?;
-        Ok(Some(leader).filter(|leader| !leader.is_empty()))
+        if leader.is_empty() { Ok(None) } else { self.server_address(&leader).map(Some) }
     }
 
-    /// `/v1/status/peers`: the raft peers, `[]` when the agent was never part of a cluster. Local, needs no ACL, lists
+    /// `/v1/status/peers`: the raft peers, sorted, `[]` when the agent was never part of a cluster. Local, needs no ACL, lists
     /// non-voters too, and shows the latest configuration, committed or not.
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn peers(&self) -> Result<Vec<String>, ApiError> {
-        self.get("/v1/status/peers").await
+    pub async fn peers(&self) -> Result<Vec<SocketAddr>, ApiError> {
+        let peers: Vec<String> = self.get("/v1/status/peers").await?;
+        if peers.len() > MAX_SERVERS as usize {
+            return Err(self.no_servers(&format!("{} raft peers", peers.len())));
+        }
+        let mut peers = peers.iter().map(|peer| self.server_address(peer)).collect::<Result<Vec<_>, _>>()?;
+        peers.sort();
+        Ok(peers)
+    }
+
+    fn server_address(&self, text: &str) -> Result<SocketAddr, ApiError> {
+        text.parse().map_err(|_| self.no_servers(text))
+    }
+
+    fn no_servers(&self, text: &str) -> ApiError {
+        ApiError::Strange {
+            url: self.base.clone(),
+            reason: format!("addresses of at most {MAX_SERVERS} servers were expected"),
+            begins: text.chars().take(100).collect(),
+        }
     }
 
     /// The servers in `/v1/agent/members`: empty without `node:read`. Filtered by the agent, because thousands of clients

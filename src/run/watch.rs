@@ -6,7 +6,8 @@
 
 use crate::api::consul::Agent;
 use crate::decide::Target;
-use crate::init::{SAY_EVERY, millis, pause, told};
+use crate::exit::chain;
+use crate::init::{SAY_EVERY, millis, pause};
 use crate::record::lock::Held;
 use crate::record::{Record, Volume};
 use crate::settings::{Node, Role};
@@ -107,7 +108,7 @@ impl Watch {
         if self.role == Role::Server && !self.is_in(&peers) {
             return false;
         }
-        info!(leader, peers = peers.len(), took_ms = millis(begun.elapsed()), "joined: a leader is known");
+        info!(leader = %leader, peers = peers.len(), took_ms = millis(begun.elapsed()), "joined: a leader is known");
         if self.role == Role::Server {
             self.note(|record| record.formed = true);
         }
@@ -116,8 +117,7 @@ impl Watch {
 
     async fn note_servers(&mut self) {
         let Ok(peers) = self.agent.peers().await else { return };
-        let mut servers: Vec<IpAddr> = addresses(&peers).filter(|ip| !self.own.contains(ip)).collect();
-        servers.sort();
+        let servers: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).filter(|ip| !self.own.contains(ip)).collect();
         if !servers.is_empty() {
             self.note(|record| record.servers = servers);
         }
@@ -126,7 +126,7 @@ impl Watch {
     /// Changes the record; nothing is written when that changes nothing.
     fn note(&self, change: impl FnOnce(&mut Record)) {
         if let Err(error) = self.volume.change_record(change) {
-            warn!("{}", told(&error));
+            warn!("{}", chain(&error));
         }
     }
 
@@ -168,7 +168,7 @@ impl Watch {
             match done {
                 Ok((address, Ok(()))) => info!(address, "joined a peer"),
                 Ok((address, Err(error))) => {
-                    debug!(address, "could not join a peer: {}", told(&error));
+                    debug!(address, "could not join a peer: {}", chain(&error));
                     self.refused = Some(error.to_string());
                 }
                 Err(_) => {}
@@ -176,12 +176,8 @@ impl Watch {
         }
     }
 
-    fn is_in(&self, peers: &[String]) -> bool {
+    fn is_in(&self, peers: &[SocketAddr]) -> bool {
         // Where the address is Consul's own choice it cannot be told from another's, and any configuration must do.
-        self.own.is_empty() && !peers.is_empty() || addresses(peers).any(|ip| self.own.contains(&ip))
+        self.own.is_empty() && !peers.is_empty() || peers.iter().any(|peer| self.own.contains(&peer.ip()))
     }
-}
-
-fn addresses(peers: &[String]) -> impl Iterator<Item = IpAddr> {
-    peers.iter().filter_map(|peer| peer.parse::<SocketAddr>().ok()).map(|address| address.ip())
 }

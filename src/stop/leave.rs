@@ -141,7 +141,7 @@ impl Leaver {
             return done("the agent answered that it has left".to_owned());
         }
         let peers = match self.agent.peers().await {
-            Ok(peers) => peers.iter().filter_map(|peer| peer.parse().ok()).map(|peer: SocketAddr| peer.ip()).collect(),
+            Ok(peers) => peers.iter().map(SocketAddr::ip).collect(),
             Err(error) => return self.gone_without_the_agent(known, error, begun).await,
         };
         self.leave_as_server(peers, deadline, begun).await
@@ -231,11 +231,7 @@ impl Leaver {
     async fn view_of(&self, ip: IpAddr) -> Result<Option<String>, ApiError> {
         let agent = self.peers.at(ip)?;
         let peers = agent.peers().await?;
-        let listed = peers
-            .iter()
-            .filter_map(|peer| peer.parse::<SocketAddr>().ok())
-            .any(|peer| self.addresses.contains(&peer.ip()));
-        if listed {
+        if peers.iter().any(|peer| self.addresses.contains(&peer.ip())) {
             return Ok(Some("still lists us among its raft peers".to_owned()));
         }
         if peers.is_empty() {

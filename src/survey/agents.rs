@@ -6,7 +6,7 @@
 
 use crate::api::consul::{Agent, ApiError, Peers, QUICK};
 use crate::exit::chain;
-use crate::settings::{MAX_SERVERS, PeerPorts};
+use crate::settings::PeerPorts;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -111,19 +111,7 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers) -> Heard {
 }
 
 async fn report(agent: &Agent) -> Result<Reported, ApiError> {
+    // Both to their end, so that of two errors always the same one is told.
     let (leader, peers) = tokio::join!(agent.leader(), agent.peers());
-    let strange = |text: &str| ApiError::Strange {
-        url: agent.url().to_owned(),
-        reason: format!("addresses of at most {MAX_SERVERS} servers were expected"),
-        begins: text.chars().take(100).collect(),
-    };
-    let address = |text: &String| text.parse::<SocketAddr>().map_err(|_| strange(text));
-    let leader = leader?.as_ref().map(address).transpose()?;
-    let peers = peers?;
-    if peers.len() > MAX_SERVERS as usize {
-        return Err(strange(&format!("{} raft peers", peers.len())));
-    }
-    let mut peers = peers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
-    peers.sort();
-    Ok(Reported { leader, peers })
+    Ok(Reported { leader: leader?, peers: peers? })
 }

@@ -18,9 +18,9 @@ use uuid::Uuid;
 /// How long the own ClusterIP may take to lead to us: endpoints are programmed some seconds after the Pod has its address.
 const HAIRPIN: Duration = Duration::from_secs(10);
 
-/// The absolute name of a Pod's own Service, without the dot at its end.
-pub fn service_host(pod: &str, settings: &Survey) -> String {
-    format!("{pod}.{}.svc.{}", settings.namespace.as_deref().unwrap_or("default"), settings.cluster_domain)
+/// The absolute name of a Service in our namespace, or of a Pod behind one, without the dot at its end.
+pub fn service_host(name: &str, settings: &Survey) -> String {
+    format!("{name}.{}.svc.{}", settings.namespace.as_deref().unwrap_or("default"), settings.cluster_domain)
 }
 
 /// Finds the stable address; `None`: there is none, and the Pod's own is advertised.

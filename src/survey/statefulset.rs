@@ -37,8 +37,7 @@ pub fn siblings(seat: &Seat, settings: &Survey) -> Vec<Sibling> {
 fn sibling(seat: &Seat, settings: &Survey, ordinal: u32) -> Sibling {
     let pod = seat.pod(ordinal);
     let service = settings.service.as_deref().unwrap_or(&seat.statefulset);
-    let namespace = settings.namespace.as_deref().unwrap_or("default");
-    let host = format!("{pod}.{service}.{namespace}.svc.{}", settings.cluster_domain);
+    let host = service_host(&format!("{pod}.{service}"), settings);
     let service = settings.stable.then(|| service_host(&pod, settings));
     Sibling { pod, host, service }
 }
