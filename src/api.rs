@@ -1,3 +1,4 @@
-//! The only HTTP. Consul's agents are asked by [`consul`].
+//! The only HTTP. Consul's agents are asked by [`consul`], the Kubernetes API by [`kube`].
 
 pub mod consul;
+pub mod kube;

@@ -147,7 +147,7 @@ pub struct CommonArgs {
     /// Consul's server port (default: CMD's -server-port, else 8300)
     #[arg(long, env = "CONVENE_SERVER_PORT", value_name = "PORT")]
     pub server_port: Option<String>,
-    /// auto (the ClusterIP of the Service named as the Pod, else the Pod's), service, pod, or an address (default: CMD's -advertise, else auto)
+    /// auto (the ClusterIP of the Service named as the Pod, else the Pod's), service, pod, host, or an address (default: CMD's -advertise, else auto)
     #[arg(long, env = "CONVENE_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<String>,
     /// auto (JSON unless stderr is a terminal), json or plain
@@ -164,7 +164,7 @@ pub struct CommonArgs {
 /// Who is asked, and how.
 #[derive(Debug, Args)]
 pub struct SurveyArgs {
-    /// Where servers are found: statefulset, dns:NAME, srv:NAME, static:HOST,… (several allowed; in the environment separated by ;)
+    /// Where servers are found: statefulset, k8s:SELECTOR, dns:NAME, srv:NAME, static:HOST,… or provider=k8s … (several allowed; in the environment separated by ;)
     #[arg(long, env = "CONVENE_DISCOVER", value_name = "SOURCE")]
     pub discover: Vec<String>,
     /// How long each source may take (100ms to 60s; default 2s)
@@ -179,16 +179,16 @@ pub struct SurveyArgs {
     /// The resolver's settings (default: /etc/resolv.conf)
     #[arg(long, env = "CONVENE_RESOLV_CONF", value_name = "FILE")]
     pub resolv_conf: Option<String>,
-    /// The headless Service of the StatefulSet (default: the StatefulSet's name)
+    /// The headless Service of the StatefulSet, where the Kubernetes API does not say (default: the StatefulSet's name)
     #[arg(long, env = "CONVENE_SERVICE", value_name = "NAME")]
     pub service: Option<String>,
-    /// How many servers form the cluster (1 to 99)
+    /// How many servers form the cluster: 1 to 99, or auto, the StatefulSet's replicas (default: CMD's -bootstrap-expect, else auto where the Kubernetes API can be asked)
     #[arg(long, env = "CONVENE_EXPECT", value_name = "N")]
     pub expect: Option<String>,
-    /// How many servers the StatefulSet has (1 to 99; default: --expect)
+    /// How many servers the StatefulSet has, where the Kubernetes API does not say (1 to 99; default: --expect)
     #[arg(long, env = "CONVENE_REPLICAS", value_name = "N")]
     pub replicas: Option<String>,
-    /// The StatefulSet's first ordinal (0 to 9999; default 0)
+    /// The StatefulSet's first ordinal, where the Kubernetes API does not say (0 to 9999; default 0)
     #[arg(long, env = "CONVENE_ORDINALS_START", value_name = "N")]
     pub ordinals_start: Option<String>,
 }

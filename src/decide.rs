@@ -84,8 +84,10 @@ pub enum Target {
 pub struct Us {
     /// Server or client.
     pub role: Role,
-    /// `--expect`.
+    /// `--expect`, else the StatefulSet's replicas.
     pub expect: Option<u32>,
+    /// The StatefulSet's replicas, where the Kubernetes API says them.
+    pub replicas: Option<u32>,
     /// Our ordinal, counted from the StatefulSet's first one.
     pub position: Option<u32>,
     /// Our addresses of today.
@@ -231,21 +233,30 @@ fn found(us: &Us, survey: &Survey) -> Decision {
     let Some(expect) = us.expect else {
         return wait(
             Rule::Found,
-            "no server reports a cluster, and without --expect this one founds none".to_owned(),
-            "give --expect N with the number of servers, or start a cluster that it can join",
+            format!("no server reports a cluster, and without --expect this one founds none{}", failures(survey)),
+            "give --expect N with the number of servers, let the Kubernetes API tell the StatefulSet's replicas, or start a cluster that it can join",
         );
     };
-    if let Some(refusal) = lone_founder(expect, survey) {
+    if let Some(refusal) = lone_founder(expect, survey).or_else(|| half_founder(expect, us.replicas)) {
         return Decision::Refuse(refusal);
     }
-    let join = targets(survey, &[]);
-    let needed = if us.within_expect() { (expect as usize).saturating_sub(1) } else { 1 };
-    if !us.joins_later && join.len() < needed {
+    if let Some(replicas) = us.replicas.filter(|replicas| expect > *replicas) {
         return wait(
             Rule::Found,
             format!(
-                "{} of {needed} other servers can be named to Consul, and nobody joins the rest after the start",
-                join.len()
+                "expect is {expect} but the StatefulSet has {replicas} replicas: that many servers will never come"
+            ),
+            "give --expect=auto, or scale the StatefulSet",
+        );
+    }
+    let join = targets(survey, &[]);
+    let needed = if us.within_expect() { (expect as usize).saturating_sub(1) } else { 1 };
+    let named = survey.servers().filter(|other| !other.awaited).count().min(join.len());
+    if !us.joins_later && named < needed {
+        return wait(
+            Rule::Found,
+            format!(
+                "{named} of {needed} other servers can be named to Consul, and nobody joins the rest after the start"
             ),
             "the sources of --discover name them; convene run as entrypoint does not wait for this",
         );
@@ -277,6 +288,18 @@ fn lone_founder(expect: u32, survey: &Survey) -> Option<Refusal> {
     })
 }
 
+/// Both sides of a cut through the StatefulSet could reach such an expect.
+fn half_founder(expect: u32, replicas: Option<u32>) -> Option<Refusal> {
+    let replicas = replicas.filter(|replicas| expect * 2 <= *replicas)?;
+    Some(Refusal {
+        rule: Rule::Found,
+        why: format!(
+            "expect is {expect} and the StatefulSet has {replicas} replicas: both sides of a cut could found a cluster"
+        ),
+        cure: format!("give --expect=auto, or a number from {} to {replicas}", replicas / 2 + 1),
+    })
+}
+
 /// Whom to join: those that answered first, then other addresses, then names that have no address yet. The servers known
 /// last are tried when nobody else is known.
 fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
@@ -285,10 +308,11 @@ fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
     let mut named = Vec::new();
     for other in survey.servers() {
         let list = if other.verdict.is_server() { &mut answered } else { &mut silent };
-        list.extend(other.addresses().map(|ip| Target::Address(ip, other.port)));
-        if other.reports.is_empty() {
+        let addresses = other.joined_at();
+        if addresses.is_empty() {
             named.extend(other.host.iter().map(|host| Target::Name(host.clone(), other.port)));
         }
+        list.extend(addresses.into_iter().map(|ip| Target::Address(ip, other.port)));
     }
     if answered.is_empty() && silent.is_empty() {
         silent.extend(last.iter().map(|ip| Target::Address(*ip, None)));
@@ -341,6 +365,19 @@ impl fmt::Display for Target {
             Self::Address(IpAddr::V4(ip), None) => ip.fmt(f),
             Self::Name(name, Some(port)) => write!(f, "{name}:{port}"),
             Self::Name(name, None) => f.write_str(name),
+        }
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// One word for what it does, as the reason of an Event.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client | Self::Join => "Joining",
+            Self::Rejoin => "Rejoining",
+            Self::Found => "Founding",
         }
     }
 }

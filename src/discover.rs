@@ -35,7 +35,9 @@ pub const NETADDRS_ERROR: usize = 1024;
 pub fn show(survey: &Survey, format: Format) -> Result<String, Failure> {
     let failures: Vec<String> =
         survey.failures().map(|(source, why)| format!("source {source} failed: {why}")).collect();
-    if failures.len() == survey.sources.len() && !survey.servers().any(|other| other.verdict.is_server()) {
+    if survey.sources.iter().all(|report| report.outcome.is_err())
+        && !survey.servers().any(|other| other.verdict.is_server())
+    {
         return Err(unavailable(failures.join("; ")));
     }
     Ok(match format {
@@ -89,7 +91,7 @@ fn table(survey: &Survey) -> String {
     for (name, address, verdict) in &rows {
         let _ = writeln!(text, "{name:names$}  {address:places$}  {verdict}");
     }
-    for report in &survey.sources {
+    for report in survey.reports() {
         let _ = match &report.outcome {
             Ok(named) => writeln!(text, "source {}: {named} in {}", report.source, crate::time::text(report.took)),
             Err(why) => {
@@ -115,8 +117,7 @@ fn json(survey: &Survey) -> Value {
         })
         .collect();
     let sources: Vec<Value> = survey
-        .sources
-        .iter()
+        .reports()
         .map(|report| {
             let took = crate::init::millis(report.took);
             json!({"source": report.source, "named": report.outcome.as_ref().ok(), "error": report.outcome.as_ref().err(), "took_ms": took})

@@ -5,14 +5,17 @@
 //! bytes. Never starts an agent, never sets a signal handler: the caller races this against TERM.
 
 use crate::api::consul::ApiError;
+use crate::api::kube::{Event, Kube, StatefulSet};
 use crate::decide::{Decision, Start, Us, decide};
+use crate::events::Events;
 use crate::exit::{Code, Failure};
 use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
 use crate::render::render;
-use crate::settings::{Leave, Node};
+use crate::settings::{Leave, Local, Node, Role, Seat};
 use crate::survey::dns::Dns;
+use crate::survey::statefulset::Shape;
 use crate::survey::{Other, Survey, Surveyor, own};
 use crate::time;
 use std::collections::BTreeSet;
@@ -37,6 +40,8 @@ pub struct Prepared {
     pub waiting: Option<Held>,
     /// Held for as long as the agent is supervised.
     pub agent_lock: Held,
+    /// Tells a person.
+    pub events: Events,
 }
 
 /// What beside the settings makes a difference.
@@ -55,31 +60,60 @@ pub struct How {
 /// # Errors
 /// [`Failure`]: 73 and 78 of the volume, 64 of a decision that refuses, 75 when `--wait` ran out.
 pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
-    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None };
+    let kube = node.survey.kubernetes.clone().map(|access| Kube::new(access, node.survey.timeout));
+    // A fleet of clients would write more Events than anybody reads.
+    let events = kube.clone().filter(|_| node.role == Role::Server);
+    let mut owner = node.local.owner.clone();
+    owner.namespace = owner.namespace.or_else(|| node.survey.namespace.clone());
+    let events = Events::on(events, &owner);
+    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None, events };
+    match settled(node, how, kube, &mut waiting).await {
+        Ok((node, volume, surveyor, held, agent_lock)) => {
+            Ok(Prepared { node, volume, surveyor, waiting: held, agent_lock, events: waiting.events })
+        }
+        Err(failure) => {
+            let message = failure.to_string();
+            waiting.events.tell(Event { reason: "Refused", warning: true, message });
+            waiting.events.finish().await;
+            Err(failure)
+        }
+    }
+}
+
+/// All that was prepared, but for the Events.
+type Settled = (Node, Volume, Surveyor, Option<Held>, Held);
+
+async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waiting) -> Result<Settled, Failure> {
     let volume = Volume::open(&node.local.data_dir, node.create_data_dir).map_err(|error| volume_failure(&error))?;
     let told_waiting = volume.try_lock(Lock::Waiting).map_err(|error| volume_failure(&error))?;
     // Only then is it read: whoever had the volume may have changed what is on it.
-    let agent_lock = lock(&volume, &mut waiting).await?;
+    let agent_lock = lock(&volume, waiting).await?;
     let holding = volume.read().map_err(|error| volume_failure(&error))?;
     hello(node, &volume, &holding);
     let dns = Dns::new(&node.survey);
-    let node = &at_own_address(node, &dns, &holding, &mut waiting).await?;
-    let mut surveyor = Surveyor::new(&node.local, &node.survey, dns).map_err(|error| settings_failure(&error))?;
-    let start = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
+    let node = at_own_address(node, &dns, kube.as_ref(), &holding, waiting).await?;
+    let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
+    let start = settle(&node, how.joins_later, &mut surveyor, &holding, waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
-    let record = record(node, &holding, &node_id, &start);
+    let record = record(&node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
     volume
-        .write(&node.config_out, render(node, &start, how.binds, how.leave).as_bytes())
+        .write(&node.config_out, render(&node, &start, how.binds, how.leave).as_bytes())
         .map_err(|error| volume_failure(&error))?;
     info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
-    Ok(Prepared { node: node.clone(), volume, surveyor, waiting: told_waiting, agent_lock })
+    Ok((node, volume, surveyor, told_waiting, agent_lock))
 }
 
 /// The settings with the address that we advertise: the stable one, if there is one.
-async fn at_own_address(node: &Node, dns: &Dns, holding: &Holding, waiting: &mut Waiting) -> Result<Node, Failure> {
+async fn at_own_address(
+    node: &Node,
+    dns: &Dns,
+    kube: Option<&Kube>,
+    holding: &Holding,
+    waiting: &mut Waiting,
+) -> Result<Node, Failure> {
     let stable = loop {
-        match own::find(&node.local, &node.survey, dns, holding.record.as_ref()).await {
+        match own::find(&node.local, &node.survey, dns, kube, holding.record.as_ref()).await {
             Ok(stable) => break stable,
             Err(line) => waiting.once_more(line).await?,
         }
@@ -147,6 +181,8 @@ struct Waiting {
     limit: Option<Duration>,
     /// What was said last, and when.
     said: Option<(String, Instant)>,
+    /// Tells it where it lasts.
+    events: Events,
 }
 
 // === impl Waiting ===
@@ -166,6 +202,10 @@ impl Waiting {
         });
         if news && elapsed >= Duration::from_secs(1) {
             warn!(waited_s = elapsed.as_secs(), "waiting: {line}");
+            // Every formation has its moments.
+            if elapsed >= SAY_EVERY {
+                self.events.tell_wait(&line);
+            }
             self.said = Some((line, Instant::now()));
         }
         let pause = pause(elapsed);
@@ -176,13 +216,23 @@ impl Waiting {
 }
 
 /// Looks and decides until there is something to do.
-async fn settle(us: &Us, surveyor: &mut Surveyor, holding: &Holding, waiting: &mut Waiting) -> Result<Start, Failure> {
+async fn settle(
+    node: &Node,
+    joins_later: bool,
+    surveyor: &mut Surveyor,
+    holding: &Holding,
+    waiting: &mut Waiting,
+) -> Result<Start, Failure> {
     let disk = holding.disk();
     loop {
         let survey = surveyor.survey().await;
-        match decide(us, &survey, &disk) {
+        if let (Role::Server, Some(told)) = (node.role, &survey.statefulset) {
+            refuse_one_by_one(told, &node.local)?;
+        }
+        match decide(&us(node, joins_later, survey.statefulset.as_ref()), &survey, &disk) {
             Decision::Start(start) => {
                 tell(&survey, &start, waiting.begun);
+                waiting.events.tell(Event { reason: start.rule.word(), warning: false, message: start.why.clone() });
                 return Ok(start);
             }
             Decision::Refuse(refusal) => {
@@ -200,7 +250,7 @@ async fn settle(us: &Us, surveyor: &mut Surveyor, holding: &Holding, waiting: &m
 
 /// What was seen and decided.
 fn tell(survey: &Survey, start: &Start, begun: Instant) {
-    for report in &survey.sources {
+    for report in survey.reports() {
         match &report.outcome {
             Ok(named) => info!(source = report.source, named, took_ms = millis(report.took), "asked"),
             Err(why) => warn!(source = report.source, took_ms = millis(report.took), "failed: {why}"),
@@ -222,12 +272,31 @@ pub fn pause(elapsed: Duration) -> Duration {
     }
 }
 
-fn us(node: &Node, joins_later: bool) -> Us {
-    let survey = &node.survey;
+/// Pods that start one after the other wait for the first one to be ready, and that one waits for a leader.
+fn refuse_one_by_one(told: &StatefulSet, local: &Local) -> Result<(), Failure> {
+    if !told.ordered || told.replicas < 2 {
+        return Ok(());
+    }
+    let name = local.owner.statefulset.as_deref().unwrap_or_default();
+    Err(Failure::new(
+        Code::Usage,
+        format!(
+            "StatefulSet {name} has podManagementPolicy OrderedReady, with which {} servers never become ready: the first one \
+             waits for a leader, the others for the first one; the policy cannot be changed: kubectl delete statefulset {name} \
+             --cascade=orphan, and apply it with podManagementPolicy: Parallel",
+            told.replicas
+        ),
+    ))
+}
+
+fn us(node: &Node, joins_later: bool, told: Option<&StatefulSet>) -> Us {
+    let (survey, replicas) = (&node.survey, told.map(|told| told.replicas));
+    let position = |seat: &Seat| seat.ordinal.checked_sub(Shape::of(seat, survey, told).start);
     Us {
         role: node.role,
-        expect: survey.expect,
-        position: node.local.seat.as_ref().and_then(|seat| seat.ordinal.checked_sub(survey.ordinals_start)),
+        expect: survey.expect.or(replicas),
+        replicas,
+        position: node.local.seat.as_ref().and_then(position),
         addresses: node.local.own_addresses.iter().copied().collect(),
         joins_later,
     }

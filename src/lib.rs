@@ -6,7 +6,7 @@
 //!
 //! 1. [`cli`] says what can be said; [`settings`] reads, bounds and cross-checks it, with the environment, the Pod's facts
 //!    and what CMD's own arguments tell Consul. After it there are no raw strings.
-//! 2. [`survey`] looks at who is there: sources (computed names of a StatefulSet, DNS, fixed addresses) give addresses,
+//! 2. [`survey`] looks at who is there: sources (a StatefulSet's ordinals, the Kubernetes API, DNS, fixed addresses) give addresses,
 //!    and every other server that is found is asked by [`api`] what it knows of a cluster. It never fails as a whole:
 //!    a source that failed is a field of it.
 //! 3. [`decide`] says once what this node must do: join, rejoin, found, wait or refuse. It is pure and numbered. Ourselves
@@ -45,6 +45,7 @@ pub mod discover;
 pub mod install;
 
 pub mod api;
+pub mod events;
 pub mod exit;
 pub mod log;
 pub mod time;

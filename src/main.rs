@@ -4,10 +4,12 @@
 //! in the termination log where there is one, so that `kubectl describe pod` shows it.
 
 use convene::api::consul::Agent;
+use convene::api::kube::Kube;
 use convene::check::{WHATS, check};
 use convene::cli::{
     self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs, Stopped,
 };
+use convene::events::Events;
 use convene::exit::{Code, Failure};
 use convene::init::{How, settings_failure, volume_failure};
 use convene::run::pid1::{self, Signals};
@@ -15,10 +17,11 @@ use convene::run::{Task, not_started, prepare_or_stop, run};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
 use convene::settings::read::{Env, Reader, SettingsError};
 use convene::settings::{
-    DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out, unknown_variables,
+    DEFAULT_DISCOVER_TIMEOUT, DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out,
+    kubernetes, unknown_variables,
 };
 use convene::stop::deadline;
-use convene::stop::leave::{LeaveError, Leaver, leave_once};
+use convene::stop::leave::{LeaveError, Leaver, leave_once, told};
 use convene::survey::Surveyor;
 use convene::survey::dns::Dns;
 use convene::{discover, install, log, record};
@@ -109,8 +112,11 @@ async fn install_command(args: &InstallArgs) -> Result<u8, Failure> {
 async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
     let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
     let how = How { binds: false, joins_later: false, leave: None };
-    let prepared = prepare_or_stop(&mut signals, &node, how).await?;
-    Ok(prepared.map_or_else(|code| code, |_| 0))
+    match prepare_or_stop(&mut signals, &node, how).await? {
+        Ok(prepared) => prepared.events.finish().await,
+        Err(code) => return Ok(code),
+    }
+    Ok(0)
 }
 
 async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Result<u8, Failure> {
@@ -182,7 +188,11 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
         addresses: local.own_addresses.iter().copied().collect(),
         role: local.role.unwrap_or(Role::Server),
     };
+    let access = kubernetes(reader, &local, leaver.role, &[]).map_err(|error| usage(&error))?;
+    let mut events = Events::on(access.map(|access| Kube::new(access, DEFAULT_DISCOVER_TIMEOUT)), &local.owner);
     let left = leave_once(&volume, leaver, deadline).await;
+    events.tell(told(&left));
+    events.finish().await;
     left.map(|_| 0).map_err(|error| Failure::from_error(leave_code(&error), &error))
 }
 
@@ -212,7 +222,9 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
-    let mut surveyor = Surveyor::new(&local, &survey, Dns::new(&survey)).map_err(|error| settings_failure(&error))?;
+    let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
+    let mut surveyor =
+        Surveyor::new(&local, &survey, Dns::new(&survey), kube).map_err(|error| settings_failure(&error))?;
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)

@@ -8,12 +8,13 @@ pub mod pid1;
 pub mod watch;
 
 use crate::api::consul::Agent;
+use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
 use crate::init::{How, Prepared, prepare, settings_failure};
 use crate::record::Volume;
 use crate::settings::{Leave, Node, Stop};
 use crate::stop::deadline;
-use crate::stop::leave::{LeaveError, Leaver, Left, leave_once};
+use crate::stop::leave::{LeaveError, Leaver, Left, leave_once, told};
 use nix::sys::signal::Signal;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use std::ffi::OsString;
@@ -123,7 +124,7 @@ async fn supervise(
     leaver: Leaver,
     prepared: Prepared,
 ) -> Result<u8, Failure> {
-    let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock } = prepared;
+    let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
     let watch = Watch::new(node, agent, volume.clone(), surveyor);
     let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
     let mut stopping: Option<Stopping> = None;
@@ -152,6 +153,7 @@ async fn supervise(
                 // The one signal that the agent gets.
                 if let Some(stopping) = &mut stopping {
                     stopping.leaving = None;
+                    events.tell(told(&result));
                     note(result, &mut stopping.failed);
                 }
                 supervisor.forward(Signal::SIGTERM);
@@ -167,7 +169,7 @@ async fn supervise(
             }
         }
     };
-    finish(supervisor, stopping, code).await
+    finish(supervisor, stopping, code, events).await
 }
 
 /// Begins the stop: a leave if it was ordered, else the agent's TERM at once.
@@ -202,16 +204,23 @@ fn note(result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
 }
 
 /// The agent has ended: see the leave through, then the stragglers, and judge.
-async fn finish(supervisor: Supervisor, stopping: Option<Stopping>, code: u8) -> Result<u8, Failure> {
+async fn finish(
+    supervisor: Supervisor,
+    stopping: Option<Stopping>,
+    code: u8,
+    mut events: Events,
+) -> Result<u8, Failure> {
     let Some(mut stopping) = stopping else {
         info!(code, "the agent ended by itself");
         supervisor.finish(Instant::now() + STRAGGLERS).await;
         return Ok(code);
     };
     if let Some(leaving) = stopping.leaving.take() {
-        note(leaving.await, &mut stopping.failed);
+        let result = leaving.await;
+        events.tell(told(&result));
+        note(result, &mut stopping.failed);
     }
-    supervisor.finish(stopping.deadline).await;
+    tokio::join!(supervisor.finish(stopping.deadline), events.finish());
     info!(code, killed = stopping.killed, "the agent ended");
     match stopping.failed {
         Some(failure) => Err(failure),

@@ -11,6 +11,7 @@ pub mod resolv;
 pub mod source;
 mod values;
 
+use crate::api::kube::Access;
 use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
 use crate::log;
 use command::{AgentCommand, Facts, Wanted};
@@ -23,11 +24,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-pub use values::config_out;
 use values::{
     advertise, bind_address, data_dir, listening, missing, node_name, numbers, peer_ports, pod_ips, pod_name,
     resolving, role_of, sources, value,
 };
+pub use values::{config_out, kubernetes};
 
 /// Consul's image keeps its data here.
 pub const DEFAULT_DATA_DIR: &str = "/consul/data";
@@ -142,14 +143,16 @@ pub struct Survey {
     pub cluster_domain: String,
     /// The Pod's namespace.
     pub namespace: Option<String>,
-    /// The headless Service of the StatefulSet.
+    /// The headless Service of the StatefulSet, if it was given.
     pub service: Option<String>,
-    /// How many servers form the cluster.
+    /// How many servers form the cluster; `None`: what the Kubernetes API says of the StatefulSet.
     pub expect: Option<u32>,
-    /// How many servers there are.
+    /// How many servers there are, if that was given.
     pub replicas: Option<u32>,
-    /// The StatefulSet's first ordinal.
-    pub ordinals_start: u32,
+    /// The StatefulSet's first ordinal, if it was given.
+    pub ordinals_start: Option<u32>,
+    /// How the Kubernetes API is asked, if at all.
+    pub kubernetes: Option<Access>,
     /// The other Pods' own Services are asked for before the headless one.
     pub stable: bool,
 }
@@ -356,23 +359,20 @@ impl Survey {
             None => svc_domain.unwrap_or(DEFAULT_CLUSTER_DOMAIN).to_owned(),
         };
         let namespace = local.owner.namespace.clone().or_else(|| svc_namespace.map(str::to_owned));
-        let service = match reader.text(&args.service) {
-            Some(given) => Some(source::dns_name(&reader.places.of("service"), given, given)?),
-            None => local.seat.as_ref().map(|seat| seat.statefulset.clone()),
-        };
+        let service = reader.text(&args.service);
+        let service = service.map(|given| source::dns_name(&reader.places.of("service"), given, given)).transpose()?;
         let sources = sources(reader, args, local, role, said)?;
+        let kubernetes = kubernetes(reader, local, role, &sources)?;
         if sources.contains(&Source::StatefulSet) && namespace.is_none() {
             return Err(missing("the namespace", "set POD_NAMESPACE by the downward API"));
         }
-        let (expect, replicas) = numbers(reader, args, said)?;
-        let ordinals_start = reader.number("ordinals_start", &args.ordinals_start, 0..=9999)?.unwrap_or(0);
-        if let Some(seat) = local.seat.as_ref().filter(|seat| role == Role::Server && seat.ordinal < ordinals_start) {
+        let (expect, replicas) = numbers(reader, args, said, kubernetes.is_some())?;
+        let ordinals_start = reader.number("ordinals_start", &args.ordinals_start, 0..=9999)?;
+        if let (Some(seat), Some(start), Role::Server) = (&local.seat, ordinals_start, role)
+            && seat.ordinal < start
+        {
             return Err(SettingsError::Conflict {
-                what: format!(
-                    "{} is {ordinals_start} but our ordinal is {}",
-                    reader.places.of("ordinals_start"),
-                    seat.ordinal
-                ),
+                what: format!("{} is {start} but our ordinal is {}", reader.places.of("ordinals_start"), seat.ordinal),
                 mend: "give the StatefulSet's spec.ordinals.start, or nothing when it has none".to_owned(),
             });
         }
@@ -392,6 +392,7 @@ impl Survey {
             expect,
             replicas,
             ordinals_start,
+            kubernetes,
             stable: local.stable != Stable::Never,
         })
     }

@@ -7,15 +7,19 @@
 pub mod agents;
 mod candidates;
 pub mod dns;
+mod kube;
 pub mod own;
 pub mod statefulset;
 
+use self::kube::Pods;
 use crate::api::consul::{ApiError, Peers};
-use crate::settings::source::{Host, HostName, Source};
-use crate::settings::{Local, PeerPorts, Survey as Settings};
+use crate::api::kube::{Access, Kube, StatefulSet};
+use crate::settings::source::{Host, HostName, Selector, Source};
+use crate::settings::{Local, PeerPorts, Role, Survey as Settings};
 use agents::{Heard, Verdict, ask};
-use candidates::{Asked, Candidate, Known, merged};
+use candidates::{Answer, Asked, Candidate, Known, merged};
 use dns::Dns;
+use statefulset::Shape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -27,8 +31,12 @@ use tokio::time::Instant;
 pub struct Survey {
     /// In the order of the settings.
     pub sources: Vec<SourceReport>,
+    /// How our StatefulSet was read, where the Kubernetes API is asked.
+    pub reading: Option<SourceReport>,
     /// Sorted by name.
     pub others: Vec<Other>,
+    /// Our StatefulSet, as the Kubernetes API last described it.
+    pub statefulset: Option<StatefulSet>,
 }
 
 /// What one source gave.
@@ -53,10 +61,14 @@ pub struct Other {
     pub certain: bool,
     /// A name that Consul can join when no address is known yet.
     pub host: Option<String>,
+    /// The API says that it has no address yet: somebody who asks DNS for its name now keeps it unknown for a while.
+    pub awaited: bool,
     /// Serf's port, where it was given.
     pub port: Option<u16>,
     /// What each of its addresses answered. One that it had earlier in this run is among them only if it answered as a server.
     pub reports: BTreeMap<IpAddr, Verdict>,
+    /// Those that outlive its Pod.
+    pub stable: BTreeSet<IpAddr>,
     /// What follows from them all, or why nothing can be told.
     pub verdict: Verdict,
 }
@@ -68,6 +80,11 @@ impl Other {
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.reports.keys().copied()
     }
+
+    /// Those at which it is joined: the ones that outlive its Pod, where it has such.
+    pub fn joined_at(&self) -> Vec<IpAddr> {
+        if self.stable.is_empty() { self.addresses().collect() } else { self.stable.iter().copied().collect() }
+    }
 }
 
 /// Looks, and remembers within one run.
@@ -77,6 +94,9 @@ pub struct Surveyor {
     settings: Settings,
     dns: Dns,
     peers: Peers,
+    /// The Kubernetes API, and our namespace there.
+    kube: Option<(Kube, String)>,
+    statefulset: Option<StatefulSet>,
     known: BTreeMap<String, Known>,
 }
 
@@ -88,10 +108,14 @@ impl Survey {
         self.others.iter().filter(|other| other.certain || !matches!(other.verdict, Verdict::Absent(_)))
     }
 
-    /// The sources that failed, each with why.
+    /// Every source that was asked, and the reading of the StatefulSet before them.
+    pub fn reports(&self) -> impl Iterator<Item = &SourceReport> {
+        self.reading.iter().chain(&self.sources)
+    }
+
+    /// Those that failed, each with why.
     pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.sources
-            .iter()
+        self.reports()
             .filter_map(|report| report.outcome.as_ref().err().map(|why| (report.source.as_str(), why.as_str())))
     }
 }
@@ -124,10 +148,12 @@ impl Surveyor {
     ///
     /// # Errors
     /// [`ApiError`]: the TLS settings do not work.
-    pub fn new(local: &Local, settings: &Settings, dns: Dns) -> Result<Self, ApiError> {
+    pub fn new(local: &Local, settings: &Settings, dns: Dns, kube: Option<Kube>) -> Result<Self, ApiError> {
         Ok(Self {
             dns,
             peers: Peers::new(local)?,
+            kube: kube.map(|kube| (kube, settings.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()))),
+            statefulset: None,
             local: local.clone(),
             settings: settings.clone(),
             known: BTreeMap::new(),
@@ -141,6 +167,7 @@ impl Surveyor {
 
     /// Looks at who is there. Only our addresses of today count as ours: an earlier one may be another server's by now.
     pub async fn survey(&mut self) -> Survey {
+        let reading = self.read_statefulset().await;
         let (sources, candidates) = self.find().await;
         let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().copied().collect();
         let candidates: Vec<Candidate> = candidates.into_iter().filter_map(|one| one.without(&own)).collect();
@@ -149,13 +176,33 @@ impl Surveyor {
             .await;
         let mut others: Vec<Other> = candidates.into_iter().map(|one| one.judged(&asked)).collect();
         // The leader's list counts too: servers that no source named are asked as well.
+        let known = |ip: &IpAddr| others.iter().any(|other| other.reports.contains_key(ip));
         let listed = listed(&others);
         let unasked: BTreeSet<IpAddr> =
-            listed.into_iter().filter(|ip| !asked.contains_key(ip) && !own.contains(ip)).collect();
+            listed.into_iter().filter(|ip| !asked.contains_key(ip) && !known(ip) && !own.contains(ip)).collect();
         asked.extend(self.ask_all(unasked.clone()).await);
         others.extend(unasked.into_iter().map(|ip| Candidate::listed(ip).judged(&asked)));
         others.sort_by(|a, b| a.name.cmp(&b.name));
-        Survey { sources, others }
+        Survey { sources, reading, others, statefulset: self.statefulset.clone() }
+    }
+
+    /// Reads our StatefulSet anew: a person may scale it while we wait.
+    async fn read_statefulset(&mut self) -> Option<SourceReport> {
+        let ((kube, namespace), seat) = (self.kube.as_ref()?, self.local.seat.as_ref()?);
+        if self.local.role == Some(Role::Client) {
+            return None;
+        }
+        let begun = Instant::now();
+        let outcome = match kube.statefulset(namespace, &seat.statefulset).await {
+            Ok(Some(found)) => {
+                let replicas = found.replicas as usize;
+                self.statefulset = Some(found);
+                Ok(replicas)
+            }
+            Ok(None) => Err(format!("there is no StatefulSet {} in namespace {namespace}", seat.statefulset)),
+            Err(error) => Err(error.to_string()),
+        };
+        Some(SourceReport { source: "kubernetes".to_owned(), outcome, blind: false, took: begun.elapsed() })
     }
 
     /// Asks every source at once; each has its own deadline.
@@ -167,10 +214,10 @@ impl Surveyor {
             .enumerate()
             .flat_map(|(index, source)| self.questions(source).into_iter().map(move |asked| (index, asked)))
         {
-            let (dns, deadline) = (self.dns.clone(), self.settings.timeout);
+            let (dns, kube, deadline) = (self.dns.clone(), self.kube.clone(), self.settings.timeout);
             lookups.spawn(async move {
                 let begun = Instant::now();
-                let answer = asked.resolve(&dns, deadline).await;
+                let answer = asked.resolve(&dns, kube.as_ref(), deadline).await;
                 Answered { index, asked, answer, took: begun.elapsed() }
             });
         }
@@ -194,18 +241,9 @@ impl Surveyor {
     }
 
     /// Takes an answer into what is known; gives why there was none.
-    fn learn(&mut self, key: &str, answer: Result<BTreeSet<IpAddr>, String>) -> Option<String> {
+    fn learn(&mut self, key: &str, answer: Result<Answer, String>) -> Option<String> {
         let known = self.known.entry(key.to_owned()).or_default();
-        match answer {
-            Ok(found) => {
-                if !found.is_empty() {
-                    known.ever.extend(&found);
-                    known.newest = found;
-                }
-                None
-            }
-            Err(problem) => Some(problem),
-        }
+        answer.map(|answer| known.learn(answer)).err()
     }
 
     fn questions(&self, source: &Source) -> Vec<Asked> {
@@ -214,15 +252,30 @@ impl Surveyor {
                 .local
                 .seat
                 .iter()
-                .flat_map(|seat| statefulset::siblings(seat, &self.settings))
+                .flat_map(|seat| {
+                    let shape = Shape::of(seat, &self.settings, self.statefulset.as_ref());
+                    statefulset::siblings(seat, &self.settings, &shape)
+                })
                 .map(Asked::Sibling)
                 .collect(),
+            Source::Kubernetes(selector) => self.pods(selector).map(Asked::Pods).into_iter().collect(),
             Source::Dns(name) => vec![Asked::Name(name.clone())],
             Source::Srv(name) => vec![Asked::Service(name.clone())],
             Source::Static(hosts) => {
                 hosts.iter().filter(|host| !self.is_own_name(host)).cloned().map(Asked::Fixed).collect()
             }
         }
+    }
+
+    fn pods(&self, selector: &Selector) -> Option<Pods> {
+        let own = self.kube.as_ref();
+        let kube = match &selector.kubeconfig {
+            Some(file) => Kube::new(Access::Kubeconfig(Some(file.clone())), self.settings.timeout),
+            None => own.map(|(kube, _)| kube.clone())?,
+        };
+        let namespace = selector.namespace.clone().or_else(|| self.settings.namespace.clone());
+        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        Some(Pods { kube, namespace, selector: selector.clone() })
     }
 
     /// A list given by hand usually has our own name too: the node's, or the Pod's behind its Service.
@@ -247,12 +300,15 @@ impl Surveyor {
     }
 }
 
+/// Kubernetes' own default.
+const DEFAULT_NAMESPACE: &str = "default";
+
 /// A question and what came of it.
 struct Answered {
     /// Which source.
     index: usize,
     asked: Asked,
-    answer: Result<BTreeSet<IpAddr>, String>,
+    answer: Result<Answer, String>,
     took: Duration,
 }
 

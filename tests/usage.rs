@@ -43,7 +43,7 @@ fn a_wrong_value_is_64_and_names_flag_value_and_what_is_allowed() {
         (["--service=two words"], ["--service: \"two words\"", "no spaces"]),
         (["--discover=dns:two words"], ["--discover: \"dns:two words\"", "no spaces"]),
         (["--discover=statefullset"], ["--discover: \"statefullset\"", "did you mean \"statefulset\"?"]),
-        (["--discover=provider=k8s"], ["--discover: \"provider=k8s …\"", "this version does not"]),
+        (["--discover=provider=k8s labels=x"], ["--discover: \"provider=k8s …\"", "label_selector"]),
         (["--discover-timeout=5"], ["--discover-timeout: \"5\"", "did you mean \"5s\"?"]),
         (["--discover-timeout=2h"], ["--discover-timeout: \"2h\"", "from 100 ms to 60.0 s"]),
         (["--nameserver=ns1.example"], ["--nameserver: \"ns1.example\"", "ADDR:PORT"]),

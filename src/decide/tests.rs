@@ -29,23 +29,32 @@ fn other(last: u8, verdict: Verdict) -> Other {
         name: format!("s{last}"),
         certain: true,
         host: Some(format!("s{last}.consul")),
+        awaited: false,
         port: None,
         reports: if matches!(verdict, Verdict::Absent(_)) {
             BTreeMap::new()
         } else {
             BTreeMap::from([(ip(last), verdict.clone())])
         },
+        stable: BTreeSet::new(),
         verdict,
     }
 }
 
 fn survey(others: impl IntoIterator<Item = Other>) -> Survey {
-    Survey { sources: Vec::new(), others: others.into_iter().collect() }
+    Survey { others: others.into_iter().collect(), ..Survey::default() }
 }
 
 /// Server s1 at 10.0.0.1, the first of three.
 fn us() -> Us {
-    Us { role: Role::Server, expect: Some(3), position: Some(0), addresses: BTreeSet::from([ip(1)]), joins_later: true }
+    Us {
+        role: Role::Server,
+        expect: Some(3),
+        replicas: None,
+        position: Some(0),
+        addresses: BTreeSet::from([ip(1)]),
+        joins_later: true,
+    }
 }
 
 fn empty() -> Disk {
@@ -67,6 +76,13 @@ fn waits(decision: Decision) -> Wait {
     match decision {
         Decision::Wait(wait) => wait,
         other => panic!("a wait was expected: {other:?}"),
+    }
+}
+
+fn refuses(decision: Decision) -> Refusal {
+    match decision {
+        Decision::Refuse(refusal) => refusal,
+        other => panic!("a refusal was expected: {other:?}"),
     }
 }
 
@@ -191,6 +207,26 @@ fn rule_8_joins_those_that_answered_first_and_names_that_have_no_address_last() 
 }
 
 #[test]
+fn rule_8_joins_a_server_where_it_stays_and_not_where_its_pod_is() {
+    let mut second = other(2, Verdict::NeverFormed);
+    second.stable = BTreeSet::from([ip(22)]);
+    let mut third = other(3, absent());
+    third.stable = BTreeSet::from([ip(33)]);
+    assert_eq!(joins(&start(decide(&us(), &survey([second, third]), &empty()))), ["10.0.0.22", "10.0.0.33"]);
+}
+
+#[test]
+fn rule_8_an_expect_must_fit_the_statefulset_that_the_api_describes() {
+    let world = survey([other(2, absent())]);
+    let of = |expect, replicas| Us { expect: Some(expect), replicas: Some(replicas), ..us() };
+    assert!(refuses(decide(&of(3, 7), &world, &empty())).cure.contains("from 4 to 7"));
+    assert!(refuses(decide(&of(2, 4), &world, &empty())).why.contains("both sides of a cut"));
+    assert!(waits(decide(&of(5, 3), &world, &empty())).why.contains("never come"));
+    assert_eq!(start(decide(&of(3, 5), &world, &empty())).expect, Some(3));
+    assert_eq!(start(decide(&of(2, 7), &world, &data())).rule, Rule::Rejoin, "a server with data always starts");
+}
+
+#[test]
 fn rule_8_waits_while_anything_is_unknown() {
     assert!(
         waits(decide(&us(), &survey([other(2, unknown()), other(3, absent())]), &empty()))
@@ -203,7 +239,7 @@ fn rule_8_waits_while_anything_is_unknown() {
         blind: true,
         took: Duration::ZERO,
     };
-    let blind = Survey { sources: vec![report], others: Vec::new() };
+    let blind = Survey { sources: vec![report], ..Survey::default() };
     assert!(waits(decide(&us(), &blind, &empty())).why.contains("source dns:consul failed: SERVFAIL"));
 }
 
@@ -245,7 +281,7 @@ fn rule_8_waits_for_names_when_nobody_joins_later() {
 fn expect_1_is_refused_when_there_is_another_server() {
     let alone = Us { expect: Some(1), ..us() };
     assert_eq!(start(decide(&alone, &survey([]), &empty())).expect, Some(1));
-    let Decision::Refuse(refusal) = decide(&alone, &survey([other(2, absent())]), &empty()) else { panic!("refused") };
+    let refusal = refuses(decide(&alone, &survey([other(2, absent())]), &empty()));
     assert!(refusal.why.contains("s2") && refusal.cure.contains("--expect 2"), "{refusal:?}");
     let begun = start(decide(&alone, &survey([other(2, absent())]), &data()));
     assert_eq!((begun.rule, begun.expect), (Rule::Rejoin, None), "a node with data starts, but does not elect itself");
@@ -294,7 +330,7 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
                 earlier_addresses,
                 last_servers: Vec::new(),
             };
-            (us, Survey { sources, others: others.collect() }, disk)
+            (us, Survey { sources, others: others.collect(), ..Survey::default() }, disk)
         },
     )
 }

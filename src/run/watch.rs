@@ -11,6 +11,7 @@ use crate::init::{SAY_EVERY, millis, pause};
 use crate::record::lock::Held;
 use crate::record::{Record, Volume};
 use crate::settings::{Node, Role};
+use crate::survey::agents::Verdict;
 use crate::survey::{Survey, Surveyor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -151,11 +152,13 @@ impl Watch {
 
     fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<Target> {
         let answering = survey.others.iter().filter(|other| other.verdict.is_server());
-        let targets = answering.flat_map(|other| {
-            other.reports.iter().filter(|(_, verdict)| verdict.is_server()).map(move |(ip, _)| (*ip, other.port))
+        // It may be a member by any of its addresses.
+        let absent = answering.filter(|other| !other.addresses().any(|ip| alive.contains(&ip)));
+        let targets = absent.flat_map(|other| {
+            let answers = |ip: &IpAddr| other.reports.get(ip).is_some_and(Verdict::is_server);
+            other.joined_at().into_iter().filter(answers).map(|ip| (ip, other.port)).collect::<Vec<_>>()
         });
         targets
-            .filter(|(ip, _)| !alive.contains(ip))
             .map(|(ip, port)| {
                 Target::Address(ip, port.or((self.serf_port != crate::settings::SERF_PORT).then_some(self.serf_port)))
             })

@@ -3,9 +3,10 @@
 //! Takes one text a source, gives [`Source`]. Pure. Fails with what is allowed and the nearest right spelling.
 
 use super::command::shown;
-use super::read::{SettingsError, nearest};
+use super::read::{BOOLEANS, SettingsError, choice, nearest};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 /// One way to find servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,23 @@ pub enum Source {
     Srv(String),
     /// Fixed names or addresses.
     Static(Vec<Host>),
+    /// The Pods that a selector matches, by the Kubernetes API.
+    Kubernetes(Selector),
+}
+
+/// Which Pods, and which of their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// Their labels, as Kubernetes writes a label selector; empty: any.
+    pub labels: String,
+    /// Their fields; empty: any.
+    pub fields: String,
+    /// Their namespace; `None`: ours.
+    pub namespace: Option<String>,
+    /// Their machines' addresses instead of their own.
+    pub host_network: bool,
+    /// A kubeconfig of its own.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// A name or an address, perhaps with the port of serf.
@@ -38,8 +56,8 @@ pub enum HostName {
     Name(String),
 }
 
-const KINDS: &[&str] = &["statefulset", "dns", "srv", "static", "provider"];
-const ALLOWED: &str = "statefulset, dns:NAME, srv:NAME, static:HOST,…";
+const KINDS: &[&str] = &["statefulset", "k8s", "dns", "srv", "static", "provider"];
+const ALLOWED: &str = "statefulset, k8s:SELECTOR, dns:NAME, srv:NAME, static:HOST,…";
 /// The most hosts that one `static:` may have; a list longer than this is a mistake.
 const MAX_HOSTS: usize = 99;
 
@@ -53,7 +71,7 @@ impl Source {
     pub fn parse(place: &str, text: &str) -> Result<Self, SettingsError> {
         let text = text.trim();
         if text.contains("provider=") {
-            return Err(go_discover(place, text));
+            return go_discover(place, text);
         }
         let wrong = |allowed: &str, nearest: String| SettingsError::Value {
             place: place.to_owned(),
@@ -63,6 +81,12 @@ impl Source {
         };
         match text.split_once(':') {
             None if text == "statefulset" => Ok(Self::StatefulSet),
+            Some(("k8s", labels)) if !labels.trim().is_empty() => {
+                Ok(Self::Kubernetes(Selector { labels: selector(place, labels)?, ..Selector::default() }))
+            }
+            Some(("k8s", _)) => {
+                Err(wrong("a label selector, such as k8s:app.kubernetes.io/name=consul", String::new()))
+            }
             Some(("dns", name)) => Ok(Self::Dns(dns_name(place, text, name)?)),
             Some(("srv", name)) => Ok(Self::Srv(dns_name(place, text, name)?)),
             Some(("static", hosts)) => {
@@ -93,7 +117,7 @@ impl Source {
     /// As [`Source::parse`].
     pub fn from_retry_join(place: &str, text: &str) -> Result<Self, SettingsError> {
         if text.contains("provider=") {
-            return Err(go_discover(place, text));
+            return go_discover(place, text);
         }
         let host = Host::parse(place, text)?;
         Ok(match host {
@@ -116,8 +140,51 @@ impl fmt::Display for Source {
                 }
                 Ok(())
             }
+            Self::Kubernetes(selector) => selector.fmt(f),
         }
     }
+}
+
+// === impl Selector ===
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == (Self { labels: self.labels.clone(), ..Self::default() }) && !self.labels.is_empty() {
+            return write!(f, "k8s:{}", self.labels);
+        }
+        f.write_str("provider=k8s")?;
+        for (key, value) in [("label_selector", &self.labels), ("field_selector", &self.fields)] {
+            if !value.is_empty() {
+                write!(f, " {key}=\"{value}\"")?;
+            }
+        }
+        if let Some(namespace) = &self.namespace {
+            write!(f, " namespace={namespace}")?;
+        }
+        if self.host_network {
+            f.write_str(" host_network=true")?;
+        }
+        if let Some(file) = &self.kubeconfig {
+            write!(f, " kubeconfig=\"{}\"", file.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// The API server judges a selector; here only what can never be one is refused.
+fn selector(place: &str, text: &str) -> Result<String, SettingsError> {
+    let text = text.trim();
+    let may = |c: char| c.is_ascii_alphanumeric() || "-_./=!,() ".contains(c);
+    if text.chars().all(may) {
+        return Ok(text.to_owned());
+    }
+    Err(SettingsError::Value {
+        place: place.to_owned(),
+        value: text.to_owned(),
+        allowed: "a Kubernetes selector, such as app.kubernetes.io/name=consul,component!=client or tier in (a,b)"
+            .to_owned(),
+        nearest: String::new(),
+    })
 }
 
 // === impl Host ===
@@ -212,9 +279,9 @@ const PROVIDERS: &[&str] = &[
 ];
 const K8S_KEYS: &[&str] = &["provider", "kubeconfig", "namespace", "label_selector", "field_selector", "host_network"];
 
-/// Reads a go-discover string far enough to say what is wrong with it. None is answered yet: the Kubernetes API is no
-/// source of this version.
-fn go_discover(place: &str, text: &str) -> SettingsError {
+/// Reads a go-discover string. Of its providers only Kubernetes is ours; the namespace is our own unless one is given
+/// (go-discover's is then `default`).
+fn go_discover(place: &str, text: &str) -> Result<Source, SettingsError> {
     let wrong = |allowed: String, nearest: String| SettingsError::Value {
         place: place.to_owned(),
         // The rest of such a string may hold a cloud's keys.
@@ -223,21 +290,32 @@ fn go_discover(place: &str, text: &str) -> SettingsError {
         nearest,
     };
     let Some(pairs) = pairs(text) else {
-        return wrong("key=value pairs, values with spaces in double quotes".to_owned(), String::new());
+        return Err(wrong("key=value pairs, values with spaces in double quotes".to_owned(), String::new()));
     };
     let provider = pairs.iter().find(|(key, _)| key == "provider").map(|(_, value)| value.as_str()).unwrap_or_default();
     if !PROVIDERS.contains(&provider) {
-        return wrong(format!("provider={}", PROVIDERS.join("|")), nearest(provider, PROVIDERS.iter().copied()));
+        return Err(wrong(format!("provider={}", PROVIDERS.join("|")), nearest(provider, PROVIDERS.iter().copied())));
     }
-    if provider == "k8s"
-        && let Some((key, _)) = pairs.iter().find(|(key, _)| !K8S_KEYS.contains(&key.as_str()))
-    {
-        return wrong(format!("for provider=k8s: {}", K8S_KEYS.join(", ")), nearest(key, K8S_KEYS.iter().copied()));
+    if provider != "k8s" {
+        return Err(wrong(format!("{ALLOWED}, provider=k8s … (no cloud's own API is asked)"), String::new()));
     }
-    wrong(
-        format!("{ALLOWED} (go-discover's providers ask a cloud's or Kubernetes' API, which this version does not)"),
-        String::new(),
-    )
+    let mut found = Selector::default();
+    for (key, value) in &pairs {
+        match key.as_str() {
+            "provider" => {}
+            "label_selector" => found.labels = selector(place, value)?,
+            "field_selector" => found.fields = selector(place, value)?,
+            "namespace" if value.is_empty() => {}
+            "namespace" => found.namespace = Some(dns_name(place, value, value)?),
+            "kubeconfig" => found.kubeconfig = Some(value.into()),
+            "host_network" => found.host_network = choice(place, value, BOOLEANS)?,
+            other => {
+                let allowed = format!("for provider=k8s: {}", K8S_KEYS.join(", "));
+                return Err(wrong(allowed, nearest(other, K8S_KEYS.iter().copied())));
+            }
+        }
+    }
+    Ok(Source::Kubernetes(found))
 }
 
 /// Splits `a=b c="d e"` as go-discover does; `None` when a pair or a quote is not closed.
@@ -276,6 +354,9 @@ mod tests {
             "dns:consul.prod.svc.cluster.local.",
             "srv:_serf._tcp.consul",
             "static:a,b.c:8301,10.0.0.1,[fd00::1]:8301,fd00::2",
+            "k8s:app.kubernetes.io/name=consul,tier in (a, b)",
+            "provider=k8s label_selector=\"app=consul\" namespace=x host_network=true",
+            "provider=k8s field_selector=\"spec.nodeName=a\" kubeconfig=\"/a b\"",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
@@ -293,13 +374,24 @@ mod tests {
             ("static:fd00::1:x", "brackets"),
             ("provider=k9s", "did you mean \"k8s\"?"),
             ("provider=k8s label_selektor=\"app=consul\"", "did you mean \"label_selector\"?"),
-            ("provider=k8s label_selector=\"app=consul\" namespace=x", "this version does not"),
-            ("provider=aws", "this version does not"),
+            ("provider=k8s host_network=perhaps", "true, false"),
+            ("provider=k8s namespace=\"a b\"", "a DNS name"),
+            ("provider=aws", "no cloud's own API"),
+            ("k8s:", "a label selector"),
+            ("k8s:app=<consul>", "a Kubernetes selector"),
+            ("k9s:app=consul", "did you mean \"k8s\"?"),
             ("provider=k8s label_selector=\"app", "double quotes"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with("--discover: ") && error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_go_discover_string_means_what_its_short_form_means() {
+        assert_eq!(parse("provider=k8s label_selector=\"app=consul\"").unwrap(), parse("k8s:app=consul").unwrap());
+        let by_cmd = Source::from_retry_join("-retry-join", "provider=k8s label_selector=app=consul").unwrap();
+        assert_eq!(by_cmd, parse("k8s:app=consul").unwrap());
     }
 
     #[test]

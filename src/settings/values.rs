@@ -9,9 +9,10 @@ use super::read::{Reader, SettingsError, number};
 use super::resolv::{DNS_PORT, RESOLV_CONF, Resolving};
 use super::source::{Source, dns_name};
 use super::{DEFAULT_DATA_DIR, Local, MAX_SERVERS, PeerPorts, Role, SERF_PORT, SERVER_PORT, Stable};
+use crate::api::kube::Access;
 use crate::cli::{CommonArgs, NodeArgs, SurveyArgs};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the rendered file goes.
 ///
@@ -106,7 +107,7 @@ pub(super) fn address(place: &str, text: &str) -> Result<IpAddr, SettingsError> 
         SettingsError::Value {
             place: place.to_owned(),
             value: text.to_owned(),
-            allowed: "one IPv4 or IPv6 address that others can reach; for --advertise also auto, service or pod"
+            allowed: "one IPv4 or IPv6 address that others can reach; for --advertise also auto, service, pod or host"
                 .to_owned(),
             nearest: String::new(),
         }
@@ -126,6 +127,11 @@ pub(super) fn advertise(
         Some("pod") => {
             let mend = "--advertise=pod needs it: set POD_IP by the downward API";
             return of_pod.map(|ip| (Some(ip), Stable::Never)).ok_or_else(|| missing("the Pod's address", mend));
+        }
+        Some("host") => {
+            let mend = "--advertise=host needs it: set HOST_IP by the downward API (status.hostIP)";
+            let host = reader.env.get("HOST_IP").ok_or_else(|| missing("the machine's address", mend))?;
+            return Ok((Some(address("HOST_IP", host)?), Stable::Never));
         }
         Some("service") if in_a_seat => return Ok((without_stable(), Stable::Always)),
         Some("service") => {
@@ -262,13 +268,56 @@ pub(super) fn sources(
     Ok(sources)
 }
 
+/// The service account's token, where kubelet mounts it
+/// (<https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/>).
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// How the Kubernetes API is asked: by kubectl's own variable, else by the mounted service account. A server in a StatefulSet
+/// asks it where it can, a source that needs it must be able to.
+///
+/// # Errors
+/// [`SettingsError::Missing`]: a source needs it, and there is no way to it.
+pub fn kubernetes(
+    reader: Reader<'_>,
+    local: &Local,
+    role: Role,
+    sources: &[Source],
+) -> Result<Option<Access>, SettingsError> {
+    let needed =
+        sources.iter().any(|source| matches!(source, Source::Kubernetes(selector) if selector.kubeconfig.is_none()));
+    if !needed && (local.seat.is_none() || role == Role::Client) {
+        return Ok(None);
+    }
+    if reader.env.get("KUBECONFIG").is_some() {
+        return Ok(Some(Access::Kubeconfig(None)));
+    }
+    if reader.env.get("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists() {
+        return Ok(Some(Access::InCluster));
+    }
+    if !needed {
+        return Ok(None);
+    }
+    let at_home = reader.env.get("HOME").is_some_and(|home| Path::new(home).join(".kube/config").exists());
+    if at_home {
+        return Ok(Some(Access::Kubeconfig(None)));
+    }
+    let mend = "let a service account token be mounted (automountServiceAccountToken), or set KUBECONFIG";
+    Err(missing("the way to the Kubernetes API", mend))
+}
+
 /// `--expect` and `--replicas`, and whether they fit: two halves of a cut must never both reach the expect.
 pub(super) fn numbers(
     reader: Reader<'_>,
     args: &SurveyArgs,
     said: Option<&Facts>,
+    api: bool,
 ) -> Result<(Option<u32>, Option<u32>), SettingsError> {
-    let own = reader.number("expect", &args.expect, 1..=MAX_SERVERS)?;
+    let auto = reader.text(&args.expect) == Some("auto");
+    if auto && !api {
+        let mend = "--expect=auto asks the Kubernetes API for the StatefulSet's replicas: let a service account token be mounted, or give the number";
+        return Err(missing("the number of servers", mend));
+    }
+    let own = if auto { None } else { reader.number("expect", &args.expect, 1..=MAX_SERVERS)? };
     // One in a file cannot be taken out and is refused later.
     let theirs = said.and_then(|said| said.bootstrap_expect.as_ref());
     let theirs = theirs.filter(|said| matches!(said.place, Place::Flag(_)));
@@ -301,5 +350,5 @@ pub(super) fn numbers(
             return Err(conflict("both sides of a cut could found a cluster"));
         }
     }
-    Ok((expect, replicas.or(expect)))
+    Ok((expect, replicas))
 }

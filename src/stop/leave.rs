@@ -5,6 +5,7 @@
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
 use crate::api::consul::{Agent, ApiError, Peers};
+use crate::api::kube::Event;
 use crate::record::lock::{Held, Lock};
 use crate::record::{RecordError, Volume};
 use crate::settings::Role;
@@ -106,6 +107,18 @@ pub async fn leave_once(volume: &Volume, mut leaver: Leaver, deadline: Instant) 
         warn!("{}", crate::exit::chain(&error));
     }
     Ok(left)
+}
+
+/// A leave as an Event.
+pub fn told(result: &Result<Left, LeaveError>) -> Event {
+    match result {
+        Ok(left) => Event {
+            reason: "Left",
+            warning: false,
+            message: format!("left the cluster in {}: {}", crate::time::text(left.took), left.confirmed),
+        },
+        Err(error) => Event { reason: "NotLeft", warning: true, message: crate::exit::chain(error) },
+    }
 }
 
 /// Waits until no other convene stops on this volume: a hook is not cut short by the TERM after it.

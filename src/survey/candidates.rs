@@ -6,7 +6,9 @@
 use super::Other;
 use super::agents::{Heard, Verdict};
 use super::dns::{Dns, LookupError};
+use super::kube::{Pods, by_api};
 use super::statefulset::Sibling;
+use crate::api::kube::Kube;
 use crate::settings::source::{Host, HostName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,6 +21,44 @@ pub(super) struct Known {
     pub(super) ever: BTreeSet<IpAddr>,
     /// Those of its newest answer that had any.
     pub(super) newest: BTreeSet<IpAddr>,
+    /// Those that outlive the Pod, and are joined instead of the others.
+    pub(super) stable: BTreeSet<IpAddr>,
+    /// Whose address it is, and serf's port there, where the answer tells.
+    pub(super) names: BTreeMap<IpAddr, (String, Option<u16>)>,
+    /// Why there is no address, where the answer tells.
+    pub(super) absent: Option<String>,
+}
+
+/// What a source answered to one question.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// The addresses to ask.
+    pub(super) found: BTreeSet<IpAddr>,
+    /// As [`Known::stable`].
+    pub(super) stable: BTreeSet<IpAddr>,
+    /// As [`Known::names`].
+    pub(super) names: BTreeMap<IpAddr, (String, Option<u16>)>,
+    /// As [`Known::absent`].
+    pub(super) absent: Option<String>,
+    /// What is not in it does not exist: true of the Kubernetes API, not of DNS, whose empty answers may be old.
+    pub(super) exact: bool,
+}
+
+// === impl Known ===
+
+impl Known {
+    /// Takes an answer in. Nothing that was known is forgotten but by an exact answer, and even then it is asked once more.
+    pub(super) fn learn(&mut self, answer: Answer) {
+        self.ever.extend(&answer.found);
+        if answer.exact || !answer.found.is_empty() {
+            self.newest = answer.found;
+        }
+        if answer.exact || !answer.stable.is_empty() {
+            self.stable = answer.stable;
+        }
+        self.names.extend(answer.names);
+        self.absent = answer.absent;
+    }
 }
 
 /// Somebody to ask about, before it was asked.
@@ -32,6 +72,10 @@ pub(super) struct Candidate {
     pub(super) newest: BTreeSet<IpAddr>,
     /// Those that count only when they answer as a server.
     pub(super) older: BTreeSet<IpAddr>,
+    /// Those to join instead.
+    pub(super) stable: BTreeSet<IpAddr>,
+    /// Why it has no address, where that is known.
+    pub(super) absent: Option<String>,
     /// Why nothing is known, when that is not an empty answer.
     pub(super) problem: Option<String>,
 }
@@ -56,6 +100,7 @@ pub(super) enum Asked {
     Name(String),
     Service(String),
     Fixed(Host),
+    Pods(Pods),
 }
 
 // === impl Asked ===
@@ -66,6 +111,7 @@ impl Asked {
             Self::Sibling(sibling) => sibling.host.clone(),
             Self::Name(name) => name.clone(),
             Self::Service(name) => format!("srv:{name}"),
+            Self::Pods(pods) => pods.selector.to_string(),
             Self::Fixed(Host { name, .. }) => match name {
                 HostName::Name(name) => name.clone(),
                 HostName::Ip(ip) => ip.to_string(),
@@ -75,28 +121,29 @@ impl Asked {
 
     /// Whether the servers are unknown, not only their state, while this question has no answer.
     pub(super) fn names_servers(&self) -> bool {
-        matches!(self, Self::Name(_) | Self::Service(_))
+        matches!(self, Self::Name(_) | Self::Service(_) | Self::Pods(_))
     }
 
-    pub(super) async fn resolve(&self, dns: &Dns, deadline: Duration) -> Result<BTreeSet<IpAddr>, String> {
-        let answer = async {
-            Ok::<_, LookupError>(match self {
-                Self::Sibling(sibling) => of_sibling(dns, sibling).await?,
-                Self::Name(name) => dns.addresses(name).await?,
-                Self::Service(name) => {
-                    let mut found = Vec::new();
-                    for target in dns.targets(name).await? {
-                        found.extend(dns.addresses(&format!("{}.", target.trim_end_matches('.'))).await?);
-                    }
-                    found
+    /// Asks. The Kubernetes API comes first where it can be asked: DNS may say for half a minute that a new name does not
+    /// exist, because somebody asked for it a moment too early.
+    pub(super) async fn resolve(
+        &self,
+        dns: &Dns,
+        kube: Option<&(Kube, String)>,
+        deadline: Duration,
+    ) -> Result<Answer, String> {
+        match (self, kube) {
+            (Self::Pods(pods), _) => return pods.resolve().await.map_err(|error| error.to_string()),
+            (Self::Sibling(sibling), Some((kube, namespace))) => {
+                // What the API says to why it cannot be asked is told once, where the StatefulSet is read.
+                if let Ok(answer) = by_api(kube, namespace, sibling, dns).await {
+                    return Ok(answer);
                 }
-                Self::Fixed(Host { name: HostName::Ip(ip), .. }) => vec![*ip],
-                Self::Fixed(Host { name: HostName::Name(name), .. }) => dns.addresses(name).await?,
-            })
-        };
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(found)) => Ok(found.into_iter().collect()),
-            Ok(Err(error)) => Err(error.to_string()),
+            }
+            _ => {}
+        }
+        match tokio::time::timeout(deadline, self.by_dns(dns)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!(
                 "could not resolve {}: no answer within {}",
                 self.key().trim_end_matches('.').trim_start_matches("srv:"),
@@ -105,11 +152,30 @@ impl Asked {
         }
     }
 
+    async fn by_dns(&self, dns: &Dns) -> Result<Answer, LookupError> {
+        let found = match self {
+            Self::Sibling(sibling) => return of_sibling(dns, sibling).await,
+            Self::Name(name) => dns.addresses(name).await?,
+            Self::Service(name) => {
+                let mut found = Vec::new();
+                for target in dns.targets(name).await? {
+                    found.extend(dns.addresses(&format!("{}.", target.trim_end_matches('.'))).await?);
+                }
+                found
+            }
+            Self::Fixed(Host { name: HostName::Ip(ip), .. }) => vec![*ip],
+            Self::Fixed(Host { name: HostName::Name(name), .. }) => dns.addresses(name).await?,
+            // Only the API knows them.
+            Self::Pods(_) => Vec::new(),
+        };
+        Ok(Answer { found: found.into_iter().collect(), ..Answer::default() })
+    }
+
     /// How many servers or addresses this question stands for.
     pub(super) fn counted(&self, known: &Known) -> usize {
         match self {
             Self::Sibling(_) | Self::Fixed(_) => 1,
-            Self::Name(_) | Self::Service(_) => known.newest.len(),
+            Self::Name(_) | Self::Service(_) | Self::Pods(_) => known.newest.len(),
         }
     }
 
@@ -122,6 +188,8 @@ impl Asked {
             port,
             newest: known.newest.clone(),
             older: older.clone(),
+            stable: known.stable.clone(),
+            absent: known.absent.clone(),
             problem: problem.clone().filter(|_| known.ever.is_empty()),
         };
         match self {
@@ -132,13 +200,19 @@ impl Asked {
             Self::Fixed(host @ Host { name: HostName::Ip(ip), port }) => {
                 vec![Candidate { name: host.to_string(), port: *port, ..Candidate::listed(*ip) }]
             }
-            Self::Name(_) | Self::Service(_) => {
-                let newest = known.newest.iter().map(|ip| Candidate { kind: Kind::Found, ..Candidate::listed(*ip) });
+            Self::Name(_) | Self::Service(_) | Self::Pods(_) => {
+                let found = |ip: &IpAddr| {
+                    let (name, port) = known.names.get(ip).map_or((ip.to_string(), None), |(pod, port)| {
+                        // Not the bare name: a Pod of another namespace may have a sibling's.
+                        (format!("{pod} ({ip})"), *port)
+                    });
+                    Candidate { kind: Kind::Found, name, port, ..Candidate::listed(*ip) }
+                };
+                let newest = known.newest.iter().map(found);
                 let old = older.iter().map(|ip| Candidate {
-                    kind: Kind::Found,
                     newest: BTreeSet::new(),
                     older: BTreeSet::from([*ip]),
-                    ..Candidate::listed(*ip)
+                    ..found(ip)
                 });
                 newest.chain(old).collect()
             }
@@ -147,14 +221,22 @@ impl Asked {
 }
 
 /// Its own Service's address if there is one, else the Pod's.
-async fn of_sibling(dns: &Dns, sibling: &Sibling) -> Result<Vec<IpAddr>, LookupError> {
-    if let Some(service) = &sibling.service {
-        let found = dns.addresses(&format!("{service}.")).await?;
-        if !found.is_empty() {
-            return Ok(found);
-        }
+async fn of_sibling(dns: &Dns, sibling: &Sibling) -> Result<Answer, LookupError> {
+    let stable = stable_by_dns(dns, sibling).await?;
+    let found = if stable.is_empty() {
+        dns.addresses(&format!("{}.", sibling.host)).await?.into_iter().collect()
+    } else {
+        stable.clone()
+    };
+    Ok(Answer { found, stable, ..Answer::default() })
+}
+
+/// The address of a sibling's own Service.
+pub(super) async fn stable_by_dns(dns: &Dns, sibling: &Sibling) -> Result<BTreeSet<IpAddr>, LookupError> {
+    match &sibling.service {
+        Some(service) => Ok(dns.addresses(&format!("{service}.")).await?.into_iter().collect()),
+        None => Ok(BTreeSet::new()),
     }
-    dns.addresses(&format!("{}.", sibling.host)).await
 }
 
 // === impl Candidate ===
@@ -169,6 +251,8 @@ impl Candidate {
             port: None,
             newest: BTreeSet::from([ip]),
             older: BTreeSet::new(),
+            stable: BTreeSet::new(),
+            absent: None,
             problem: None,
         }
     }
@@ -193,6 +277,7 @@ impl Candidate {
         let had = self.newest.iter().find(|ip| own.contains(ip)).copied();
         self.newest.retain(|ip| !own.contains(ip));
         self.older.retain(|ip| !own.contains(ip));
+        self.stable.retain(|ip| !own.contains(ip));
         match had {
             Some(ours) if self.newest.is_empty() && self.kind == Kind::Sibling => {
                 self.problem = Some(format!("its name still has our address {ours}"));
@@ -212,13 +297,30 @@ impl Candidate {
         };
         let mut reports: BTreeMap<IpAddr, Verdict> = self.newest.iter().map(|ip| (*ip, heard(ip))).collect();
         reports.extend(self.older.iter().map(|ip| (*ip, heard(ip))).filter(|(_, verdict)| verdict.is_server()));
-        let nothing = match self.problem {
-            Some(problem) => Verdict::Unknown(problem),
-            None if self.older.is_empty() => Verdict::Absent("its name has no address".to_owned()),
-            None => Verdict::Absent("its earlier address does not answer".to_owned()),
+        let awaited = self.absent.is_some() && self.stable.is_empty();
+        let nothing = match (self.problem, self.absent) {
+            (Some(problem), _) => Verdict::Unknown(problem),
+            (None, Some(why)) => Verdict::Absent(why),
+            (None, None) if self.older.is_empty() => Verdict::Absent("its name has no address".to_owned()),
+            (None, None) => Verdict::Absent("its earlier address does not answer".to_owned()),
         };
-        let verdict = reports.values().cloned().reduce(Verdict::or_better).unwrap_or(nothing);
-        Other { name: self.name, certain: self.kind != Kind::Found, host: self.host, port: self.port, reports, verdict }
+        let best = reports.values().cloned().reduce(Verdict::or_better);
+        if let Some(best) = &best {
+            // Behind its Service is the same server, which was asked at its Pod's address.
+            for ip in &self.stable {
+                reports.entry(*ip).or_insert_with(|| best.clone());
+            }
+        }
+        Other {
+            name: self.name,
+            certain: self.kind != Kind::Found,
+            host: self.host,
+            awaited,
+            port: self.port,
+            reports,
+            stable: self.stable,
+            verdict: best.unwrap_or(nothing),
+        }
     }
 }
 
@@ -236,6 +338,7 @@ pub(super) fn merged(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
             Some(other) => {
                 other.newest.extend(&one.newest);
                 other.older.extend(one.older.difference(&other.newest).copied().collect::<Vec<_>>());
+                other.stable.extend(&one.stable);
                 other.host = other.host.take().or(one.host);
                 other.port = other.port.or(one.port);
                 if !other.newest.is_empty() {

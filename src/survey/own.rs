@@ -5,8 +5,10 @@
 //! only if a Pod reaches its own one (hairpin), since Consul asks itself at it too; that is tried before it is chosen.
 
 use super::dns::{Dns, LookupError};
+use crate::api::kube::{Kube, Service};
 use crate::record::Record;
 use crate::settings::{Local, Stable, Survey};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,15 +33,15 @@ pub async fn find(
     local: &Local,
     settings: &Survey,
     dns: &Dns,
+    kube: Option<&Kube>,
     record: Option<&Record>,
 ) -> Result<Option<IpAddr>, String> {
     if local.stable == Stable::Never {
         return Ok(None);
     }
     let recorded = record.filter(|record| record.stable).and_then(|record| record.advertise);
-    let host = service_host(&local.owner.pod, settings);
-    let found = match dns.addresses(&format!("{host}.")).await {
-        Ok(found) => found,
+    let service = match look(local, settings, dns, kube).await {
+        Ok(service) => service,
         Err(error) => {
             return match (recorded, record) {
                 (Some(recorded), _) => {
@@ -48,18 +50,15 @@ pub async fn find(
                 }
                 // Recorded with the Pod's address; or nobody to ask, now and later.
                 (None, Some(_)) => Ok(None),
-                (None, None)
-                    if matches!(error, LookupError::NoNameserver { .. }) && local.stable == Stable::IfThere =>
-                {
-                    Ok(None)
-                }
+                (None, None) if error.nobody_to_ask && local.stable == Stable::IfThere => Ok(None),
                 (None, None) => Err(format!(
-                    "whether Service {} exists cannot be told: {error}; this ends when: DNS answers",
+                    "whether Service {} exists cannot be told: {error}; this ends when: the Kubernetes API or DNS answers",
                     local.owner.pod
                 )),
             };
         }
     };
+    let found = &service.ips;
     // A headless Service of that name gives the Pod's own address, which is not stable.
     let stable = found.iter().filter(|ip| !local.own_addresses.contains(ip));
     let same_family = stable.clone().find(|ip| local.own_addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
@@ -70,14 +69,87 @@ pub async fn find(
         return Ok(Some(ip));
     }
     let why = format!(
-        "this Pod does not reach its own Service address {ip} within {} s (hairpin), without which Consul does not form",
-        HAIRPIN.as_secs()
+        "this Pod does not reach its own Service address {ip} within {} s (hairpin), without which Consul does not form: {}",
+        HAIRPIN.as_secs(),
+        service.fault(&local.owner.pod, local.peer.server)
     );
     if local.stable == Stable::Always {
-        return Err(format!("{why}; this ends when: the cluster's proxy allows it, or --advertise=pod is given"));
+        return Err(format!("{why}; this ends when: that is mended, or --advertise=pod is given"));
     }
     warn!("{why}; the Pod's own address is advertised");
     Ok(None)
+}
+
+/// What is known of the Service that is named as our Pod.
+struct Found {
+    /// Its addresses; none: there is no such Service, or it is headless.
+    ips: Vec<IpAddr>,
+    /// As the API describes it.
+    described: Option<Service>,
+}
+
+/// Why nothing is known of it.
+struct NotKnown {
+    text: String,
+    nobody_to_ask: bool,
+}
+
+/// Asks the API where it can be asked, else DNS. An empty answer of DNS counts only when the API does not let us ask it.
+async fn look(local: &Local, settings: &Survey, dns: &Dns, kube: Option<&Kube>) -> Result<Found, NotKnown> {
+    let pod = &local.owner.pod;
+    let namespace = settings.namespace.as_deref().unwrap_or("default");
+    let failed = match kube {
+        None => None,
+        Some(kube) => match kube.service(namespace, pod).await {
+            Ok(described) => {
+                let ips = described.as_ref().map(|service| service.ips.clone()).unwrap_or_default();
+                return Ok(Found { ips, described });
+            }
+            Err(error) => {
+                warn!("{error}; DNS is asked instead");
+                Some(error)
+            }
+        },
+    };
+    let by_dns = dns.addresses(&format!("{}.", service_host(pod, settings))).await;
+    match (by_dns, failed) {
+        (Ok(ips), Some(error)) if ips.is_empty() && !error.is_denied() => {
+            Err(NotKnown { text: error.to_string(), nobody_to_ask: false })
+        }
+        (Ok(ips), _) => Ok(Found { ips, described: None }),
+        (Err(error), failed) => Err(NotKnown {
+            nobody_to_ask: failed.is_none() && matches!(error, LookupError::NoNameserver { .. }),
+            text: error.to_string(),
+        }),
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    /// What probably keeps it from leading to our Pod.
+    fn fault(&self, pod: &str, port: u16) -> String {
+        match &self.described {
+            Some(service) if !service.not_ready_too => {
+                format!("Service {pod} needs publishNotReadyAddresses: true")
+            }
+            Some(service) if !service.tcp_ports.contains(&port) => {
+                format!(
+                    "Service {pod} lacks port {port} (it needs 8300 to 8302 and 8500 to 8503, as in deploy/server/services.yaml)"
+                )
+            }
+            _ => format!(
+                "does Service {pod} have publishNotReadyAddresses: true, port {port}, and the selector statefulset.kubernetes.io/pod-name: {pod}? \
+                 Else the cluster's proxy or network plug-in does not lead a Pod back to itself"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for NotKnown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<Option<IpAddr>, String> {

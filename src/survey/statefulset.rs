@@ -1,9 +1,10 @@
 //! The other servers of our own StatefulSet, by computed names.
 //!
-//! Takes our own place and the number of servers, gives each other ordinal's Pod name and DNS name. Pure: computing needs
+//! Takes our own place and the StatefulSet's shape, gives each other ordinal's Pod name and DNS name. Pure: computing needs
 //! neither the API nor DNS.
 
 use super::own::service_host;
+use crate::api::kube::StatefulSet;
 use crate::settings::{Seat, Survey};
 
 /// One other ordinal.
@@ -27,17 +28,41 @@ impl Sibling {
     }
 }
 
-/// Every ordinal of the StatefulSet but ours.
-pub fn siblings(seat: &Seat, settings: &Survey) -> Vec<Sibling> {
-    let replicas = settings.replicas.unwrap_or(0);
-    let ordinals = settings.ordinals_start..settings.ordinals_start.saturating_add(replicas);
-    ordinals.filter(|ordinal| *ordinal != seat.ordinal).map(|ordinal| sibling(seat, settings, ordinal)).collect()
+/// The StatefulSet's shape: what the Kubernetes API says of it wins over what was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// How many servers there are; 0 when nobody says.
+    pub replicas: u32,
+    /// The first ordinal.
+    pub start: u32,
+    /// The headless Service.
+    pub service: String,
 }
 
-fn sibling(seat: &Seat, settings: &Survey, ordinal: u32) -> Sibling {
+// === impl Shape ===
+
+impl Shape {
+    /// As far as it is known.
+    pub fn of(seat: &Seat, settings: &Survey, told: Option<&StatefulSet>) -> Self {
+        let given = settings.replicas.or(settings.expect);
+        let service = told.map(|told| &told.service).filter(|service| !service.is_empty());
+        Self {
+            replicas: told.map(|told| told.replicas).or(given).unwrap_or(0),
+            start: told.map(|told| told.start).or(settings.ordinals_start).unwrap_or(0),
+            service: service.or(settings.service.as_ref()).unwrap_or(&seat.statefulset).clone(),
+        }
+    }
+}
+
+/// Every ordinal of the StatefulSet but ours.
+pub fn siblings(seat: &Seat, settings: &Survey, shape: &Shape) -> Vec<Sibling> {
+    let ordinals = shape.start..shape.start.saturating_add(shape.replicas);
+    ordinals.filter(|ordinal| *ordinal != seat.ordinal).map(|ordinal| sibling(seat, settings, shape, ordinal)).collect()
+}
+
+fn sibling(seat: &Seat, settings: &Survey, shape: &Shape, ordinal: u32) -> Sibling {
     let pod = seat.pod(ordinal);
-    let service = settings.service.as_deref().unwrap_or(&seat.statefulset);
-    let host = service_host(&format!("{pod}.{service}"), settings);
+    let host = service_host(&format!("{pod}.{}", shape.service), settings);
     let service = settings.stable.then(|| service_host(&pod, settings));
     Sibling { pod, host, service }
 }

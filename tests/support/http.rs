@@ -70,6 +70,11 @@ impl Call {
         Self { method: "PUT".to_owned(), ..Self::get(target, reply) }
     }
 
+    /// A POST.
+    pub fn post(target: &str, reply: Reply) -> Self {
+        Self { method: "POST".to_owned(), ..Self::get(target, reply) }
+    }
+
     /// Only with this header and value.
     pub fn with_header(self, name: &str, value: &str) -> Self {
         Self { header: Some((name.to_owned(), value.to_owned())), ..self }

@@ -1,0 +1,607 @@
+//! What convene asks the Kubernetes API, and the Events that it writes there.
+//!
+//! Takes a namespace and a name or a selector, gives the few facts that the survey needs. "Not found" is an answer (`None`),
+//! everything else that is no answer is a [`KubeError`]; a refusal names the verb, the resource and the rule that a Role
+//! needs. Every call has a deadline. A server that was silent is not asked again for some seconds, so that a start does not
+//! wait for it once a question. The token is read again when it rotates, and at once when it is refused.
+
+use crate::exit::chain;
+use kube::client::ClientBuilder;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Request;
+use kube::core::params::{GetParams, ListParams, PostParams};
+use kube::{Client, Config};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+/// Who was silent is not asked again for this long.
+const AFTER_SILENCE: Duration = Duration::from_secs(5);
+/// The most Pods that a selector may match: those of Consul's servers are a handful.
+pub const MAX_PODS: u32 = 256;
+/// The annotation by which a Pod tells serf's port to go-discover.
+pub const JOIN_PORT: &str = "consul.hashicorp.com/auto-join-port";
+
+/// How the API is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// By the service account that is mounted into the Pod.
+    InCluster,
+    /// By a kubeconfig; `None` is the one in the home folder.
+    Kubeconfig(Option<PathBuf>),
+}
+
+/// Why the API gave no answer.
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
+pub enum KubeError {
+    /// There is no way to it.
+    #[error("could not prepare to ask the Kubernetes API: {reason}")]
+    NoAccess {
+        /// Why.
+        reason: String,
+    },
+    /// It does not let us.
+    #[error(
+        "the Kubernetes API answered {status}: this service account may not {verb} {resource} in namespace {namespace}; \
+         its Role needs the rule {{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}} (deploy/server/access.yaml has it)"
+    )]
+    Denied {
+        /// 403.
+        status: u16,
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        resource: &'static str,
+        /// The resource's API group; the core group has no name.
+        group: &'static str,
+        /// Where.
+        namespace: String,
+    },
+    /// It does not know us.
+    #[error(
+        "the Kubernetes API answered 401: it does not accept this token, and so lets nobody {verb} {resource} in namespace {namespace}; \
+         the service account was deleted or made anew: delete the Pod, so that it gets a new token"
+    )]
+    Unknown {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        resource: &'static str,
+        /// Where.
+        namespace: String,
+    },
+    /// No answer in time.
+    #[error("the Kubernetes API did not answer within {} ({what})", crate::time::text(*.waited))]
+    Silent {
+        /// What was asked.
+        what: String,
+        /// The deadline.
+        waited: Duration,
+    },
+    /// No connection, or one that broke.
+    #[error("could not reach the Kubernetes API ({what}): {reason}")]
+    Unreachable {
+        /// What was asked.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// An answer that says no.
+    #[error("the Kubernetes API answered {status} ({what}): {said}")]
+    Status {
+        /// What was asked.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its message.
+        said: String,
+    },
+    /// Not what the API answers.
+    #[error("the Kubernetes API answered something unexpected ({what}): {reason}")]
+    Strange {
+        /// What was asked.
+        what: String,
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// A selector that matches too much.
+    #[error("{what} has more than {MAX_PODS} Pods, and these are no Consul servers")]
+    TooMany {
+        /// What was asked.
+        what: String,
+    },
+}
+
+/// A Pod, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its addresses, once it has some: while its init containers run it is Pending and has them.
+    pub ips: Vec<IpAddr>,
+    /// Its machine's address.
+    pub host_ip: Option<IpAddr>,
+    /// It has ended, well or not, and none of its containers will run again.
+    pub over: bool,
+    /// It is being deleted.
+    pub terminating: bool,
+    /// Serf's port, where its annotation tells one.
+    pub join_port: Option<u16>,
+}
+
+/// A StatefulSet, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatefulSet {
+    /// How many Pods it is to have.
+    pub replicas: u32,
+    /// Its first ordinal.
+    pub start: u32,
+    /// Its headless Service.
+    pub service: String,
+    /// Its Pods start one after the other.
+    pub ordered: bool,
+}
+
+/// A Service, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its cluster addresses; none when it is headless.
+    pub ips: Vec<IpAddr>,
+    /// Whether Pods that are not ready are behind it too.
+    pub not_ready_too: bool,
+    /// The TCP ports that it takes.
+    pub tcp_ports: Vec<u16>,
+}
+
+/// An Event on a Pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// One word in CamelCase.
+    pub reason: &'static str,
+    /// A warning, or nothing unusual.
+    pub warning: bool,
+    /// The sentence.
+    pub message: String,
+}
+
+/// The longest message of an Event, in characters: the API refuses one of more than 1 kB.
+const MAX_MESSAGE: usize = 1000;
+
+/// What is asked, for the request and for the message when it fails.
+#[derive(Debug, Clone, Copy)]
+struct Asking<'a> {
+    verb: &'static str,
+    resource: &'static str,
+    group: &'static str,
+    namespace: &'a str,
+    /// The name or the selector.
+    which: &'a str,
+}
+
+/// How it is asked.
+enum Call {
+    Get,
+    List(ListParams),
+    Create(Vec<u8>),
+}
+
+/// Asks the Kubernetes API.
+#[derive(Debug, Clone)]
+pub struct Kube {
+    access: Access,
+    deadline: Duration,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Option<Client>,
+    /// Why it was silent, and when.
+    silent: Option<(KubeError, Instant)>,
+}
+
+// === impl Kube ===
+
+impl Kube {
+    /// Prepares to ask; `deadline` is for each call. Nothing is read or opened before the first one.
+    pub fn new(access: Access, deadline: Duration) -> Self {
+        Self { access, deadline, state: Arc::default() }
+    }
+
+    /// A Pod by its name.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, KubeError> {
+        let asking = Asking { verb: "get", resource: "pods", group: "", namespace, which: name };
+        let raw: Option<raw::Pod> = self.get(asking).await?;
+        Ok(raw.map(Pod::from))
+    }
+
+    /// The Pods that match a label selector and a field selector, either of which may be empty.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn pods(&self, namespace: &str, labels: &str, fields: &str) -> Result<Vec<Pod>, KubeError> {
+        let asking = Asking { verb: "list", resource: "pods", group: "", namespace, which: labels };
+        let params = ListParams::default().labels(labels).fields(fields).limit(MAX_PODS);
+        let found: raw::List<raw::Pod> = self.ask(asking, &Call::List(params)).await?;
+        if found.metadata.r#continue.is_some_and(|more| !more.is_empty()) {
+            return Err(KubeError::TooMany { what: asking.to_string() });
+        }
+        Ok(found.items.into_iter().map(Pod::from).collect())
+    }
+
+    /// A StatefulSet by its name.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn statefulset(&self, namespace: &str, name: &str) -> Result<Option<StatefulSet>, KubeError> {
+        let asking = Asking { verb: "get", resource: "statefulsets", group: "apps", namespace, which: name };
+        let raw: Option<raw::StatefulSet> = self.get(asking).await?;
+        Ok(raw.map(StatefulSet::from))
+    }
+
+    /// A Service by its name.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn service(&self, namespace: &str, name: &str) -> Result<Option<Service>, KubeError> {
+        let asking = Asking { verb: "get", resource: "services", group: "", namespace, which: name };
+        let raw: Option<raw::Service> = self.get(asking).await?;
+        Ok(raw.map(Service::from))
+    }
+
+    /// Writes an Event on a Pod, which `kubectl describe pod` shows.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn event(&self, namespace: &str, pod: &str, uid: &str, event: &Event) -> Result<(), KubeError> {
+        let asking = Asking { verb: "create", resource: "events", group: "", namespace, which: pod };
+        let now = k8s_openapi::jiff::Timestamp::now().to_string();
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": format!("{pod}."), "namespace": namespace},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod, "uid": uid},
+            "reason": event.reason,
+            "message": event.message.chars().take(MAX_MESSAGE).collect::<String>(),
+            "type": if event.warning { "Warning" } else { "Normal" },
+            "source": {"component": "convene"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        });
+        let body = body.to_string().into_bytes();
+        self.ask(asking, &Call::Create(body)).await.map(|_: IgnoredAny| ())
+    }
+
+    /// By name; `None` when there is none of that name.
+    async fn get<T: DeserializeOwned>(&self, asking: Asking<'_>) -> Result<Option<T>, KubeError> {
+        match self.ask(asking, &Call::Get).await {
+            Ok(found) => Ok(Some(found)),
+            Err(KubeError::Status { status: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One call, and once more with a fresh token when this one is refused.
+    async fn ask<T: DeserializeOwned>(&self, asking: Asking<'_>, call: &Call) -> Result<T, KubeError> {
+        match self.once(asking, call).await {
+            Err(KubeError::Unknown { .. }) => {
+                self.state.lock().await.client = None;
+                self.once(asking, call).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn once<T: DeserializeOwned>(&self, asking: Asking<'_>, call: &Call) -> Result<T, KubeError> {
+        let client = self.client().await?;
+        let request = Request::new(asking.path());
+        let built = match call {
+            Call::Get => request.get(asking.which, &GetParams::default()),
+            Call::List(params) => request.list(params),
+            Call::Create(body) => request.create(&PostParams::default(), body.clone()),
+        };
+        let built =
+            built.map_err(|error| KubeError::Strange { what: asking.to_string(), reason: error.to_string() })?;
+        match timeout(self.deadline, client.request(built)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(asking.failed(error)),
+            Err(_) => {
+                let silent = KubeError::Silent { what: asking.to_string(), waited: self.deadline };
+                self.state.lock().await.silent = Some((silent.clone(), Instant::now()));
+                Err(silent)
+            }
+        }
+    }
+
+    /// The client, made anew when there is none.
+    async fn client(&self) -> Result<Client, KubeError> {
+        let mut state = self.state.lock().await;
+        match &state.silent {
+            Some((error, at)) if at.elapsed() < AFTER_SILENCE => return Err(error.clone()),
+            _ => state.silent = None,
+        }
+        if let Some(client) = &state.client {
+            return Ok(client.clone());
+        }
+        let client = self.access.client().await?;
+        state.client = Some(client.clone());
+        Ok(client)
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("silent", &self.silent).finish_non_exhaustive()
+    }
+}
+
+// === impl Access ===
+
+impl Access {
+    async fn client(&self) -> Result<Client, KubeError> {
+        // A second call is refused and changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = match self {
+            Self::InCluster => Config::incluster().map_err(|error| no_access(&error))?,
+            Self::Kubeconfig(file) => {
+                let kubeconfig = match file {
+                    Some(file) => Kubeconfig::read_from(file),
+                    None => Kubeconfig::read(),
+                };
+                let kubeconfig = kubeconfig.map_err(|error| no_access(&error))?;
+                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|error| no_access(&error))?
+            }
+        };
+        Ok(ClientBuilder::try_from(config).map_err(|error| no_access(&error))?.build())
+    }
+}
+
+fn no_access(error: &(dyn std::error::Error + 'static)) -> KubeError {
+    KubeError::NoAccess { reason: chain(error) }
+}
+
+// === impl KubeError ===
+
+impl KubeError {
+    /// The API knows us and does not let us: it will not change its mind while we wait.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Denied { .. })
+    }
+}
+
+// === impl Asking ===
+
+impl Asking<'_> {
+    fn path(&self) -> String {
+        let group = if self.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", self.group) };
+        format!("{group}/namespaces/{}/{}", self.namespace, self.resource)
+    }
+
+    fn failed(&self, error: kube::Error) -> KubeError {
+        let (what, namespace) = (self.to_string(), self.namespace.to_owned());
+        match error {
+            kube::Error::Api(status) => match status.code {
+                401 => KubeError::Unknown { verb: self.verb, resource: self.resource, namespace },
+                403 => KubeError::Denied {
+                    status: 403,
+                    verb: self.verb,
+                    resource: self.resource,
+                    group: self.group,
+                    namespace,
+                },
+                code => KubeError::Status { what, status: code, said: status.message },
+            },
+            kube::Error::SerdeError(error) => KubeError::Strange { what, reason: error.to_string() },
+            error @ kube::Error::FromUtf8(_) => KubeError::Strange { what, reason: chain(&error) },
+            error => KubeError::Unreachable { what, reason: innermost(&error) },
+        }
+    }
+}
+
+impl fmt::Display for Asking<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} in namespace {}", self.verb, self.resource, self.which, self.namespace)
+    }
+}
+
+/// Of a failed connection only the last cause says something.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string().replace('\n', " ")
+}
+
+/// The answers as the API writes them, only the fields that are read: the full types are a hundred times as large.
+mod raw {
+    use super::{BTreeMap, Deserialize, IpAddr};
+
+    #[derive(Deserialize)]
+    pub(super) struct List<T> {
+        #[serde(default)]
+        pub(super) metadata: ListMeta,
+        pub(super) items: Vec<T>,
+    }
+
+    #[derive(Default, Deserialize)]
+    pub(super) struct ListMeta {
+        pub(super) r#continue: Option<String>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct Meta {
+        pub(super) name: String,
+        #[serde(default)]
+        pub(super) uid: String,
+        pub(super) deletion_timestamp: Option<String>,
+        #[serde(default)]
+        pub(super) annotations: BTreeMap<String, String>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Pod {
+        pub(super) metadata: Meta,
+        #[serde(default)]
+        pub(super) spec: PodSpec,
+        #[serde(default)]
+        pub(super) status: PodStatus,
+    }
+
+    #[derive(Default, Deserialize)]
+    pub(super) struct PodSpec {
+        #[serde(default)]
+        pub(super) containers: Vec<Container>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Container {
+        #[serde(default)]
+        pub(super) ports: Vec<Port>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct Port {
+        pub(super) name: Option<String>,
+        pub(super) container_port: u16,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct PodStatus {
+        #[serde(default)]
+        pub(super) phase: String,
+        #[serde(rename = "podIP")]
+        pub(super) pod_ip: Option<IpAddr>,
+        #[serde(default, rename = "podIPs")]
+        pub(super) pod_ips: Vec<PodIp>,
+        #[serde(rename = "hostIP")]
+        pub(super) host_ip: Option<IpAddr>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct PodIp {
+        pub(super) ip: IpAddr,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct StatefulSet {
+        pub(super) spec: StatefulSetSpec,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct StatefulSetSpec {
+        pub(super) replicas: Option<u32>,
+        #[serde(default)]
+        pub(super) ordinals: Ordinals,
+        #[serde(default)]
+        pub(super) service_name: String,
+        #[serde(default)]
+        pub(super) pod_management_policy: String,
+    }
+
+    #[derive(Default, Deserialize)]
+    pub(super) struct Ordinals {
+        #[serde(default)]
+        pub(super) start: u32,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Service {
+        pub(super) spec: ServiceSpec,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct ServiceSpec {
+        #[serde(rename = "clusterIP", default)]
+        pub(super) cluster_ip: String,
+        #[serde(rename = "clusterIPs", default)]
+        pub(super) cluster_ips: Vec<String>,
+        #[serde(default)]
+        pub(super) publish_not_ready_addresses: bool,
+        #[serde(default)]
+        pub(super) ports: Vec<ServicePort>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct ServicePort {
+        pub(super) port: u16,
+        #[serde(default)]
+        pub(super) protocol: String,
+    }
+}
+
+// === the answers as they are used ===
+
+impl From<raw::Pod> for Pod {
+    fn from(raw: raw::Pod) -> Self {
+        let join_port = raw.metadata.annotations.get(JOIN_PORT).and_then(|port| {
+            let mut named = raw.spec.containers.iter().flat_map(|container| &container.ports);
+            let named = named.find(|one| one.name.as_ref() == Some(port)).map(|one| one.container_port);
+            named.or_else(|| port.parse().ok())
+        });
+        let mut ips: Vec<IpAddr> =
+            raw.status.pod_ip.into_iter().chain(raw.status.pod_ips.into_iter().map(|one| one.ip)).collect();
+        ips.sort();
+        ips.dedup();
+        Self {
+            name: raw.metadata.name,
+            uid: raw.metadata.uid,
+            ips,
+            host_ip: raw.status.host_ip,
+            over: matches!(raw.status.phase.as_str(), "Succeeded" | "Failed"),
+            terminating: raw.metadata.deletion_timestamp.is_some(),
+            join_port,
+        }
+    }
+}
+
+impl From<raw::StatefulSet> for StatefulSet {
+    fn from(raw: raw::StatefulSet) -> Self {
+        Self {
+            // The API server fills in 1.
+            replicas: raw.spec.replicas.unwrap_or(1),
+            start: raw.spec.ordinals.start,
+            service: raw.spec.service_name,
+            ordered: raw.spec.pod_management_policy != "Parallel",
+        }
+    }
+}
+
+impl From<raw::Service> for Service {
+    fn from(raw: raw::Service) -> Self {
+        let spec = raw.spec;
+        let texts = std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips);
+        // "None" of a headless one is no address.
+        let mut ips: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
+        ips.sort();
+        ips.dedup();
+        let tcp = |port: &&raw::ServicePort| matches!(port.protocol.as_str(), "" | "TCP");
+        Self {
+            ips,
+            not_ready_too: spec.publish_not_ready_addresses,
+            tcp_ports: spec.ports.iter().filter(tcp).map(|port| port.port).collect(),
+        }
+    }
+}

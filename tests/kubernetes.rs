@@ -1,0 +1,471 @@
+//! The Kubernetes API as a source, against an API server on a real socket that answers well, badly, or not at all. The real
+//! one is asked by `make e2e`.
+
+// A panic is how a test fails; clippy's own exception for tests covers `#[test]` functions only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use hickory_proto::rr::RecordType;
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use support::dns::{Answer, ScriptedDns};
+use support::http::{Call, Reply, ScriptedHttp};
+use support::net::{LoopbackBlock, loopback_block};
+use support::port::OpenPort;
+use support::program::{Convene, Ended};
+
+const PODS: &str = "/api/v1/namespaces/prod/pods";
+const SERVICES: &str = "/api/v1/namespaces/prod/services";
+const EVENTS: &str = "/api/v1/namespaces/prod/events";
+const STATEFULSET: &str = "/apis/apps/v1/namespaces/prod/statefulsets/consul-server";
+
+/// An API server, a DNS server that knows nothing, and a volume. Our Pod is consul-server-0 at `block.1`.
+struct World {
+    block: LoopbackBlock,
+    api: ScriptedHttp,
+    dns: ScriptedDns,
+    files: tempfile::TempDir,
+    port: u16,
+}
+
+impl World {
+    /// A StatefulSet of three; no Service but the headless one; Events are taken.
+    fn new() -> Self {
+        let (block, files) = (loopback_block(), tempfile::tempdir().unwrap());
+        let [_, second, third, _] = block.ip(0).octets();
+        let port = 20_000 + u16::from(second % 64) * 256 + u16::from(third);
+        let world = Self { block, api: ScriptedHttp::start(), dns: ScriptedDns::zone(), files, port };
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": world.api.url()}}],
+            "users": [{"name": "c", "user": {"tokenFile": world.path("token")}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        std::fs::write(world.path("kubeconfig"), kubeconfig.to_string()).unwrap();
+        world.token("one");
+        std::fs::create_dir(world.path("data")).unwrap();
+        world.statefulset(json!({"replicas": 3, "serviceName": "consul-server", "podManagementPolicy": "Parallel"}));
+        for ordinal in 0..5 {
+            world.no(&format!("{SERVICES}/consul-server-{ordinal}"));
+        }
+        world.pod("consul-server-0", "Running", 1);
+        world.api.always(Call::post(EVENTS, Reply::Json(201, "{}".to_owned())));
+        world
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.files.path().join(name).display().to_string()
+    }
+
+    fn token(&self, token: &str) {
+        std::fs::write(self.path("token"), token).unwrap();
+    }
+
+    fn answers(&self, path: &str, answer: &Value) {
+        self.api.always(Call::get(path, Reply::ok(&answer.to_string())));
+    }
+
+    fn says(&self, path: &str, code: u16) {
+        self.api.always(Call::get(path, status(code)));
+    }
+
+    fn no(&self, path: &str) {
+        self.says(path, 404);
+    }
+
+    fn statefulset(&self, spec: Value) {
+        self.answers(STATEFULSET, &json!({"metadata": {"name": "consul-server", "uid": "u"}, "spec": spec}));
+    }
+
+    fn pod(&self, name: &str, phase: &str, host: u8) {
+        self.answers(&format!("{PODS}/{name}"), &self.pod_json(name, phase, &[host]));
+    }
+
+    fn pod_json(&self, name: &str, phase: &str, hosts: &[u8]) -> Value {
+        let ips: Vec<Value> = hosts.iter().map(|host| json!({"ip": self.block.ip(*host)})).collect();
+        let first = ips.first().map(|first| first["ip"].clone());
+        json!({"metadata": {"name": name, "uid": format!("uid-of-{name}")}, "spec": {"containers": []},
+            "status": {"phase": phase, "podIP": first, "podIPs": ips}})
+    }
+
+    fn service(&self, ordinal: u8, host: u8) {
+        let spec =
+            json!({"clusterIP": self.block.ip(host), "publishNotReadyAddresses": true, "ports": [{"port": self.port}]});
+        self.answers(&format!("{SERVICES}/consul-server-{ordinal}"), &json!({"metadata": {"name": "s"}, "spec": spec}));
+    }
+
+    fn convene(&self, words: &[&str]) -> Convene {
+        Convene::new(words)
+            .words(["--discover-timeout=500ms", "--resolv-conf=/does/not/exist"])
+            .words([format!("--nameserver={}", self.dns.addr()), format!("--server-port={}", self.port)])
+            .words([format!("--data-dir={}", self.path("data"))])
+            .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod")
+            .env("POD_IP", self.block.ip(1).to_string())
+            .env("KUBECONFIG", self.path("kubeconfig"))
+    }
+
+    fn init(&self, words: &[&str]) -> Ended {
+        self.convene(&["init", "--role=server", "--wait=0s"]).words(words).run()
+    }
+
+    fn discover(&self, words: &[&str]) -> Value {
+        let ended = self.convene(&["discover", "--format=json"]).words(words).run();
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    fn rendered(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path("data/convene/agent.json")).unwrap()).unwrap()
+    }
+
+    /// The Events that were written, by reason and message.
+    fn events(&self) -> Vec<(String, String)> {
+        let requests = self.api.requests();
+        let bodies = requests.iter().filter(|request| request.method == "POST" && request.target.starts_with(EVENTS));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        bodies
+            .map(|request| {
+                let event: Value = serde_json::from_str(&request.body).unwrap();
+                assert_eq!(event["involvedObject"]["uid"], "uid-of-consul-server-0");
+                (text(&event["reason"]), text(&event["message"]))
+            })
+            .collect()
+    }
+
+    /// A server that belongs to no cluster, at `block.<host>`.
+    fn never_formed(&self, host: u8) -> (OpenPort, ScriptedHttp) {
+        let http = ScriptedHttp::at(&self.block.at(host, 8500));
+        http.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
+        http.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+        (OpenPort::at(&self.block.at(host, self.port)), http)
+    }
+}
+
+/// A failure as the API server tells it.
+fn status(code: u16) -> Reply {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        _ => "InternalError",
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": reason, "reason": reason, "code": code});
+    Reply::Json(code, status.to_string())
+}
+
+/// The exit code, and what must stand anywhere in the log.
+#[track_caller]
+fn tells(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code, code, "{}", ended.stderr);
+    for part in parts {
+        assert!(ended.stderr.contains(part), "{part:?} is not in: {}", ended.stderr);
+    }
+}
+
+/// Name, verdict, and why, of every other server.
+fn verdicts(seen: &Value) -> Vec<String> {
+    let servers = seen["servers"].as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    servers
+        .iter()
+        .map(|server| format!("{} {} {}", text(&server["name"]), text(&server["verdict"]), text(&server["why"])))
+        .collect()
+}
+
+#[test]
+fn the_ordinals_are_those_of_the_statefulset_and_their_pods_are_asked_at_their_own_addresses() {
+    let world = World::new();
+    world.statefulset(
+        json!({"replicas": 4, "ordinals": {"start": 0}, "serviceName": "other", "podManagementPolicy": "Parallel"}),
+    );
+    world.pod("consul-server-1", "Pending", 2);
+    world.no(&format!("{PODS}/consul-server-2"));
+    world.pod("consul-server-3", "Failed", 4);
+    let _two = world.never_formed(2);
+    let seen = world.discover(&[]);
+    assert_eq!(
+        verdicts(&seen),
+        [
+            "consul-server-1 never formed ",
+            "consul-server-2 absent there is no such Pod",
+            "consul-server-3 absent its Pod has ended"
+        ]
+    );
+    assert_eq!(
+        seen["sources"][0],
+        json!({"source": "kubernetes", "named": 4, "error": null, "took_ms": seen["sources"][0]["took_ms"]})
+    );
+    assert!(
+        world.dns.asked("consul-server-1.other.prod.svc.cluster.local.", RecordType::A, support::dns::Transport::Udp)
+            == 0
+    );
+}
+
+#[test]
+fn a_terminating_sibling_is_still_asked_since_it_may_hold_a_cluster_together() {
+    let world = World::new();
+    let mut pod = world.pod_json("consul-server-1", "Running", &[2]);
+    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    world.answers(&format!("{PODS}/consul-server-1"), &pod);
+    world.no(&format!("{PODS}/consul-server-2"));
+    let _two = world.never_formed(2);
+    assert_eq!(verdicts(&world.discover(&[]))[0], "consul-server-1 never formed ");
+}
+
+#[test]
+fn expect_auto_is_the_replicas_and_each_sibling_is_joined_at_its_own_service() {
+    let world = World::new();
+    for (ordinal, host) in [(0, 10), (1, 11), (2, 12)] {
+        world.service(ordinal, host);
+    }
+    world.pod("consul-server-1", "Pending", 2);
+    world.answers(&format!("{PODS}/consul-server-2"), &world.pod_json("consul-server-2", "Pending", &[]));
+    tells(&world.init(&["--expect=auto"]), 0, &["found one of 3 servers"]);
+    let agent = world.rendered();
+    assert_eq!(agent["bootstrap_expect"], 3);
+    assert_eq!(agent["advertise_addr"], world.block.ip(10).to_string());
+    assert_eq!(agent["retry_join"], json!([world.block.ip(11), world.block.ip(12)]));
+    assert_eq!(world.events()[0].0, "Founding");
+}
+
+#[test]
+fn without_services_of_their_own_the_pods_are_joined_at_their_addresses() {
+    let world = World::new();
+    world.pod("consul-server-1", "Pending", 2);
+    world.pod("consul-server-2", "Running", 3);
+    world.init(&[]).ends(0, &[]);
+    let agent = world.rendered();
+    assert_eq!(agent["advertise_addr"], world.block.ip(1).to_string());
+    assert_eq!(agent["retry_join"], json!([world.block.ip(2), world.block.ip(3)]));
+}
+
+#[test]
+fn an_ipv6_pod_is_joined_in_brackets() {
+    let world = World::new();
+    world.statefulset(json!({"replicas": 2, "serviceName": "consul-server", "podManagementPolicy": "Parallel"}));
+    let mut pod = world.pod_json("consul-server-1", "Running", &[]);
+    pod["status"]["podIP"] = json!("::1");
+    pod["status"]["podIPs"] = json!([{"ip": "::1"}]);
+    world.answers(&format!("{PODS}/consul-server-1"), &pod);
+    world.init(&[]).ends(0, &[]);
+    assert_eq!(world.rendered()["retry_join"], json!(["[::1]"]));
+}
+
+#[test]
+fn a_selector_gives_its_pods_but_none_that_is_over_or_going_and_no_client_under_the_servers_label() {
+    let world = World::new();
+    let mut going = world.pod_json("going", "Running", &[6]);
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let items = [
+        world.pod_json("server", "Pending", &[2, 9]),
+        world.pod_json("client", "Running", &[3]),
+        world.pod_json("done", "Succeeded", &[4]),
+        world.pod_json("failed", "Failed", &[5]),
+        world.pod_json("new", "Pending", &[]),
+        going,
+    ];
+    world.answers(PODS, &json!({"metadata": {}, "items": items}));
+    let _server = world.never_formed(2);
+    let seen = world.discover(&["--discover=k8s:app=consul"]);
+    let server = format!("server ({}) never formed ", world.block.ip(2));
+    let client = format!("client ({}) absent {} refuses the server port", world.block.ip(3), world.block.ip(3));
+    assert_eq!(verdicts(&seen), [client, server]);
+    let long = world.discover(&["--discover=provider=k8s label_selector=\"app=consul\""]);
+    assert_eq!(seen["servers"], long["servers"]);
+    let asked =
+        world.api.requests().iter().filter(|request| request.target.contains("labelSelector=app%3Dconsul")).count();
+    assert_eq!(asked, 2);
+    let bare = world.convene(&["discover", "--format=netaddrs", "--discover=k8s:app=consul"]).run();
+    assert_eq!(bare.stdout, format!("{}\n", world.block.ip(2)));
+}
+
+#[test]
+fn a_selector_of_another_namespace_asks_there_and_a_pods_annotation_gives_serfs_port() {
+    let world = World::new();
+    let mut pod = world.pod_json("consul-server-1", "Running", &[2]);
+    pod["metadata"]["annotations"] = json!({"consul.hashicorp.com/auto-join-port": "serf"});
+    pod["spec"]["containers"] = json!([{"ports": [{"name": "serf", "containerPort": 8401}]}]);
+    world.answers("/api/v1/namespaces/consul/pods", &json!({"metadata": {}, "items": [pod]}));
+    let _server = world.never_formed(2);
+    let source = "--discover=provider=k8s label_selector=app=consul namespace=consul";
+    world.convene(&["init", "--role=client", "--wait=0s", source]).run().ends(0, &[]);
+    assert_eq!(world.rendered()["retry_join"], json!([format!("{}:8401", world.block.ip(2))]));
+}
+
+#[test]
+fn a_selector_that_matches_a_fleet_is_no_selector_of_servers() {
+    let world = World::new();
+    world.answers(PODS, &json!({"metadata": {"continue": "more"}, "items": []}));
+    let ended = world.convene(&["discover", "--discover=k8s:app=web"]).run();
+    ended.ends(69, &["more than 256 Pods"]);
+}
+
+#[test]
+fn a_refusal_names_the_verb_the_resource_and_the_rule_and_dns_is_asked_instead() {
+    let world = World::new();
+    world.says(STATEFULSET, 403);
+    world.says(&format!("{SERVICES}/consul-server-0"), 403);
+    for ordinal in 1..3 {
+        world.says(&format!("{PODS}/consul-server-{ordinal}"), 403);
+        world.dns.set(
+            &format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local."),
+            RecordType::A,
+            Answer::Addresses(vec![IpAddr::from(world.block.ip(ordinal + 1))]),
+        );
+        let sixth = format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local.");
+        world.dns.set(&sixth, RecordType::AAAA, Answer::NoData);
+    }
+    let ended = world.init(&["--expect=3", "--advertise=auto"]);
+    tells(
+        &ended,
+        0,
+        &[
+            "may not get statefulsets in namespace prod",
+            "{apiGroups: [\"apps\"], resources: [statefulsets], verbs: [get]}",
+            "may not get services in namespace prod",
+        ],
+    );
+    assert_eq!(world.rendered()["retry_join"], json!([world.block.ip(2), world.block.ip(3)]));
+    let blind = world.convene(&["discover", "--discover=k8s:app=consul"]);
+    world.says(PODS, 403);
+    blind.run().ends(69, &["may not list pods", "{apiGroups: [\"\"], resources: [pods], verbs: [list]}"]);
+}
+
+#[test]
+fn without_a_number_from_anybody_nothing_is_founded_and_the_reason_is_told() {
+    let world = World::new();
+    world.says(STATEFULSET, 403);
+    world.init(&["--expect=auto"]).ends(75, &["without --expect this one founds none", "may not get statefulsets"]);
+}
+
+#[test]
+fn a_role_that_may_only_get_and_list_pods_is_enough_when_the_number_is_given() {
+    let world = World::new();
+    world.says(STATEFULSET, 403);
+    world.api.always(Call::post(EVENTS, status(403)));
+    for ordinal in 0..3 {
+        world.says(&format!("{SERVICES}/consul-server-{ordinal}"), 403);
+        let name = format!("consul-server-{ordinal}.prod.svc.cluster.local.");
+        world.dns.set(&name, RecordType::A, Answer::Addresses(vec![IpAddr::from(world.block.ip(10 + ordinal))]));
+        world.dns.set(&name, RecordType::AAAA, Answer::NoData);
+    }
+    world.pod("consul-server-1", "Pending", 2);
+    world.pod("consul-server-2", "Pending", 3);
+    tells(&world.init(&["--expect=3"]), 0, &["may not create events"]);
+    let agent = world.rendered();
+    assert_eq!(agent["advertise_addr"], world.block.ip(10).to_string());
+    assert_eq!(agent["retry_join"], json!([world.block.ip(11), world.block.ip(12)]));
+}
+
+#[test]
+fn a_refused_token_is_read_again_at_once() {
+    let world = World::new();
+    let of = |token: &str, reply: Reply| {
+        Call::get(STATEFULSET, reply).with_header("authorization", &format!("Bearer {token}"))
+    };
+    let found = json!({"spec": {"replicas": 1, "serviceName": "consul-server", "podManagementPolicy": "Parallel"}});
+    world.api.always(of("one", status(401)));
+    world.api.always(of("two", Reply::ok(&found.to_string())));
+    let waiting = world.convene(&["init", "--role=server"]).spawn();
+    world.api.wait_for(STATEFULSET, 3);
+    world.token("two");
+    assert_eq!(Ended::of(waiting.wait_with_output().unwrap()).code, 0);
+    assert_eq!(world.rendered()["bootstrap_expect"], 1);
+}
+
+#[test]
+fn a_token_that_nobody_accepts_is_told_as_such() {
+    let world = World::new();
+    world.says(STATEFULSET, 401);
+    world.init(&[]).ends(75, &["answered 401", "delete the Pod"]);
+}
+
+#[test]
+fn an_error_of_the_api_is_not_a_missing_service() {
+    let world = World::new();
+    world.says(&format!("{SERVICES}/consul-server-0"), 500);
+    world.init(&[]).ends(75, &["whether Service consul-server-0 exists cannot be told", "answered 500"]);
+    world.service(0, 10);
+    for ordinal in 1..3 {
+        world.no(&format!("{PODS}/consul-server-{ordinal}"));
+        world.service(ordinal, 10 + ordinal);
+    }
+    world.init(&[]).ends(0, &[]);
+    world.says(&format!("{SERVICES}/consul-server-0"), 500);
+    tells(&world.init(&[]), 0, &["the recorded address"]);
+    assert_eq!(world.rendered()["advertise_addr"], world.block.ip(10).to_string());
+    world.no(&format!("{SERVICES}/consul-server-0"));
+    world.init(&[]).ends(75, &["Service consul-server-0 is gone"]);
+}
+
+#[test]
+fn a_server_with_data_starts_although_the_api_and_dns_are_silent() {
+    let world = World::new();
+    std::fs::create_dir_all(world.files.path().join("data/raft/wal")).unwrap();
+    for path in [STATEFULSET, &format!("{SERVICES}/consul-server-0")] {
+        world.api.always(Call::get(path, Reply::Nothing));
+    }
+    for ordinal in 1..3 {
+        world.dns.set_all(&format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local."), &Answer::Silence);
+    }
+    tells(&world.init(&["--advertise=pod"]), 0, &["rejoin", "did not answer within 500 ms"]);
+    assert_eq!(world.events(), []);
+}
+
+#[test]
+fn ordered_ready_is_refused_with_the_mend_and_an_event() {
+    let world = World::new();
+    world.statefulset(json!({"replicas": 3, "serviceName": "consul-server", "podManagementPolicy": "OrderedReady"}));
+    world.no(&format!("{PODS}/consul-server-1"));
+    world.no(&format!("{PODS}/consul-server-2"));
+    world.init(&[]).ends(64, &["OrderedReady", "--cascade=orphan"]);
+    let events = world.events();
+    assert_eq!(events[0].0, "Refused");
+    assert!(events[0].1.contains("OrderedReady"), "{events:?}");
+}
+
+#[test]
+fn a_service_that_hides_pods_that_are_not_ready_is_named() {
+    let world = World::new();
+    world.service(0, 10);
+    let spec = json!({"clusterIP": world.block.ip(10), "ports": [{"port": world.port}]});
+    world.answers(&format!("{SERVICES}/consul-server-0"), &json!({"metadata": {"name": "s"}, "spec": spec}));
+    // Nobody can listen on it twice, so that the dial leads to somebody else.
+    let _other = OpenPort::at(&world.block.at(10, world.port));
+    for ordinal in 1..3 {
+        world.no(&format!("{PODS}/consul-server-{ordinal}"));
+    }
+    let ended = world.init(&["--advertise=service"]);
+    ended.ends(75, &["does not reach its own Service address", "needs publishNotReadyAddresses: true"]);
+}
+
+#[test]
+fn the_way_to_the_api_is_missing_in_one_line() {
+    let seen =
+        |words: &[&str]| Convene::new(words).envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod POD_IP=127.0.0.1").run();
+    seen(&["discover", "--discover=k8s:app=consul"]).ends(64, &["the way to the Kubernetes API", "KUBECONFIG"]);
+    seen(&["init", "--role=server", "--expect=auto"]).ends(64, &["--expect=auto asks the Kubernetes API", "token"]);
+    seen(&["init", "--role=server", "--advertise=host"]).ends(64, &["HOST_IP"]);
+    let lost = seen(&["discover", "--discover=provider=k8s label_selector=a=b kubeconfig=/does/not/exist"]);
+    lost.ends(69, &["/does/not/exist"]);
+}
+
+#[test]
+fn the_machines_address_is_advertised_when_it_is_asked_for() {
+    let world = World::new();
+    for ordinal in 1..3 {
+        world.no(&format!("{PODS}/consul-server-{ordinal}"));
+    }
+    let ended =
+        world.convene(&["init", "--role=server", "--wait=0s", "--advertise=host"]).env("HOST_IP", "127.0.0.77").run();
+    // Two siblings without any address cannot be named by an init container.
+    ended.ends(75, &["can be named to Consul"]);
+    world.pod("consul-server-1", "Running", 2);
+    world.pod("consul-server-2", "Running", 3);
+    let ended =
+        world.convene(&["init", "--role=server", "--wait=0s", "--advertise=host"]).env("HOST_IP", "127.0.0.77").run();
+    ended.ends(0, &[]);
+    assert_eq!(world.rendered()["advertise_addr"], "127.0.0.77");
+}
