@@ -26,6 +26,8 @@ pub enum Command {
     Init(InitArgs),
     /// The same, then start CMD and supervise it as PID 1 (entrypoint)
     Run(RunArgs),
+    /// Do beside an agent that is PID 1 itself what run does beside its own (native sidecar)
+    Watch(WatchArgs),
     /// Stop well: leave the cluster or not, as --leave says (preStop hook)
     Leave(LeaveArgs),
     /// Exit 0 or 1 with one line that says why (probe)
@@ -74,6 +76,17 @@ pub struct RunArgs {
     /// The program and its arguments, after `--`
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Settings of `watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
 }
 
 /// Settings of `leave`.
@@ -282,7 +295,7 @@ fn stopped(error: clap::Error) -> Stopped {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             Stopped::Wrong(Failure::new(
                 Code::Usage,
-                "no command was given: one of init, run, leave, check, discover, install; see convene --help",
+                "no command was given: one of init, run, watch, leave, check, discover, install; see convene --help",
             ))
         }
         _ => Stopped::Wrong(Failure::new(Code::Usage, one_line(&error))),

@@ -7,13 +7,14 @@ use convene::api::consul::Agent;
 use convene::api::kube::Kube;
 use convene::check::{WHATS, check};
 use convene::cli::{
-    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs, Stopped,
+    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs,
+    Stopped, WatchArgs,
 };
 use convene::events::Events;
 use convene::exit::{Code, Failure};
 use convene::init::{How, settings_failure, volume_failure};
 use convene::run::pid1::{self, Signals};
-use convene::run::{Task, not_started, prepare_or_stop, run};
+use convene::run::{Task, not_started, prepare_or_stop, run, watch};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
 use convene::settings::read::{Env, Reader, SettingsError};
 use convene::settings::{
@@ -78,6 +79,7 @@ fn common(cli: &Cli) -> &CommonArgs {
     match &cli.command {
         Command::Init(args) => &args.common,
         Command::Run(args) => &args.common,
+        Command::Watch(args) => &args.common,
         Command::Leave(args) => &args.common,
         Command::Check(args) => &args.common,
         Command::Discover(args) => &args.common,
@@ -90,6 +92,7 @@ async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u
     match cli.command {
         Command::Init(args) => init_command(signals, reader, &args).await,
         Command::Run(args) => run_command(signals, reader, args).await,
+        Command::Watch(args) => watch_command(signals, reader, &args).await,
         Command::Leave(args) => as_any_program(signals, leave_command(reader, &args)).await,
         Command::Check(args) => as_any_program(signals, check_command(reader, &args)).await,
         Command::Discover(args) => as_any_program(signals, discover_command(reader, &args)).await,
@@ -169,6 +172,13 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
     }
     let words = command.without(&TAKEN_OUT, &node.config_out);
     Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some() })
+}
+
+async fn watch_command(signals: Signals, reader: Reader<'_>, args: &WatchArgs) -> Result<u8, Failure> {
+    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let role = local.role.unwrap_or(Role::Server);
+    let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
+    watch(signals, &local, role, &survey).await
 }
 
 async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failure> {

@@ -8,13 +8,16 @@ pub mod pid1;
 pub mod watch;
 
 use crate::api::consul::Agent;
+use crate::api::kube::Kube;
 use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
-use crate::init::{How, Prepared, prepare, settings_failure};
+use crate::init::{How, Prepared, prepare, settings_failure, volume_failure};
 use crate::record::Volume;
-use crate::settings::{Leave, Node, Stop};
+use crate::settings::{Leave, Local, Node, Role, Stop, Survey};
 use crate::stop::deadline;
 use crate::stop::leave::{LeaveError, Leaver, Left, leave_once, told};
+use crate::survey::Surveyor;
+use crate::survey::dns::Dns;
 use nix::sys::signal::Signal;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use std::ffi::OsString;
@@ -103,6 +106,39 @@ pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> R
     supervise(supervisor, node, stop, agent, leaver, prepared).await
 }
 
+/// Watches beside an agent that somebody else started, until a signal ends it; gives the exit code.
+///
+/// # Errors
+/// [`Failure`]: 73 and 78 of the volume, 64 when TLS cannot be prepared, 75 when `init` was not there before.
+pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Survey) -> Result<u8, Failure> {
+    let volume = Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
+    let record = volume.read().map_err(|error| volume_failure(&error))?.record;
+    let record = record.ok_or_else(|| {
+        let file = local.data_dir.join("convene/record.json");
+        let mend = "convene init must run before it, as an init container on the same volume";
+        Failure::new(Code::NotNow, format!("there is no {} to watch by: {mend}", file.display()))
+    })?;
+    let (mut local, mut survey) = (local.clone(), survey.clone());
+    local.own_addresses.extend(record.advertise);
+    local.advertise = record.advertise.or(local.advertise);
+    survey.stable = record.stable;
+    let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
+    let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
+    let surveyor = Surveyor::new(&local, &survey, Dns::new(&survey), kube).map_err(|error| settings_failure(&error))?;
+    info!(role = %role, node = local.node_name, "watching beside the agent");
+    let watching = Watch::new(&local, role, agent, volume, surveyor).watch(None);
+    tokio::pin!(watching);
+    loop {
+        tokio::select! {
+            signal = signals.next() => if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) {
+                info!(signal = signal.as_str(), "the watch ends");
+                return Ok(0);
+            },
+            () = &mut watching => {},
+        }
+    }
+}
+
 type Leaving = Pin<Box<dyn Future<Output = Result<Left, LeaveError>>>>;
 
 /// A stop under way.
@@ -125,7 +161,7 @@ async fn supervise(
     prepared: Prepared,
 ) -> Result<u8, Failure> {
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
-    let watch = Watch::new(node, agent, volume.clone(), surveyor);
+    let watch = Watch::new(&node.local, node.role, agent, volume.clone(), surveyor);
     let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
     let mut stopping: Option<Stopping> = None;
     let code = loop {

@@ -186,6 +186,24 @@ impl Surveyor {
         Survey { sources, reading, others, statefulset: self.statefulset.clone() }
     }
 
+    /// Whether our own Service has another address by now than the one that is advertised: the sentence that says so.
+    pub async fn own_service_moved(&self) -> Option<String> {
+        own::moved(&self.local, &self.settings, &self.dns, self.kube.as_ref().map(|(kube, _)| kube)).await
+    }
+
+    /// What probably hides the names of the siblings that DNS does not know.
+    pub fn unnamed(&self, survey: &Survey) -> Option<String> {
+        let seat = self.local.seat.as_ref()?;
+        let hidden =
+            |other: &&Other| other.certain && !other.awaited && other.host.is_some() && other.joined_at().is_empty();
+        survey.others.iter().find(hidden)?;
+        let service = Shape::of(seat, &self.settings, self.statefulset.as_ref()).service;
+        Some(format!(
+            "a Pod's name needs a headless Service {service} with publishNotReadyAddresses: true that selects the Pods and that \
+             the StatefulSet names as its serviceName (--service here)"
+        ))
+    }
+
     /// Reads our StatefulSet anew: a person may scale it while we wait.
     async fn read_statefulset(&mut self) -> Option<SourceReport> {
         let ((kube, namespace), seat) = (self.kube.as_ref()?, self.local.seat.as_ref()?);

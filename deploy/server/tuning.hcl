@@ -15,12 +15,6 @@ ports {
 # The other servers and the probes must be able to ask.
 client_addr = "0.0.0.0"
 
-# A server that is away stays a voter, so that a restart changes no membership. The first value of a new cluster only:
-# later it is changed with `consul operator autopilot set-config -min-quorum=…`.
-autopilot {
-  min_quorum = 3
-}
-
 # A cluster that slept for longer than a week starts again (Consul's default is 168h).
 server_rejoin_age_max = "8760h"
 

@@ -1,8 +1,10 @@
-//! What convene does beside the running agent: joins peers that are found late, and notes when the cluster has formed.
+//! What convene does beside the running agent: joins peers that are found late, notes when the cluster has formed, and says
+//! what it sees while no leader is known.
 //!
-//! Takes what was prepared and the own agent. While the cluster has not formed it looks for servers and joins them through
-//! the agent, so that a name that appears late costs no wait for Consul's own retry. Once a leader knows us it writes
-//! "formed" and, from then on, the servers that are known. Never ends, never stops the agent; every failure is a log line.
+//! Takes what was prepared and the own agent: in `run`, or in `convene watch` beside an agent that is PID 1 itself. While the
+//! cluster has not formed it looks for servers and joins them through the agent, so that a name that appears late costs no
+//! wait for Consul's own retry. Once a leader knows us it writes "formed" and, from then on, the servers that are known. Never
+//! ends, never stops the agent; every failure is a log line.
 
 use crate::api::consul::Agent;
 use crate::decide::Target;
@@ -10,7 +12,7 @@ use crate::exit::chain;
 use crate::init::{SAY_EVERY, millis, pause};
 use crate::record::lock::Held;
 use crate::record::{Record, Volume};
-use crate::settings::{Node, Role};
+use crate::settings::{Local, Role};
 use crate::survey::agents::Verdict;
 use crate::survey::{Survey, Surveyor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,12 +49,12 @@ pub struct Watch {
 
 impl Watch {
     /// Prepares to watch.
-    pub fn new(node: &Node, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
+    pub fn new(local: &Local, role: Role, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
         Self {
             agent,
-            role: node.role,
-            serf_port: node.local.peer.serf,
-            own: node.local.own_addresses.iter().copied().collect(),
+            role,
+            serf_port: local.peer.serf,
+            own: local.own_addresses.iter().copied().collect(),
             volume,
             surveyor,
             joined: BTreeMap::new(),
@@ -72,13 +74,29 @@ impl Watch {
             self.reap_joins();
             if said.elapsed() >= SAY_EVERY {
                 said = Instant::now();
-                self.say(&survey, begun);
+                self.say(&survey, begun.elapsed()).await;
             }
             tokio::time::sleep(pause(begun.elapsed())).await;
         }
+        self.after_formation().await;
+    }
+
+    /// Notes who is there, and says what is seen while there is no leader.
+    async fn after_formation(&mut self) {
+        let mut noted: Option<Instant> = None;
+        let mut led = Instant::now();
         loop {
-            self.note_servers().await;
-            tokio::time::sleep(NOTE_EVERY).await;
+            if matches!(self.agent.leader().await, Ok(Some(_))) {
+                led = Instant::now();
+                if noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
+                    self.note_servers().await;
+                    noted = Some(Instant::now());
+                }
+            } else if led.elapsed() >= SAY_EVERY {
+                let survey = self.surveyor.survey().await;
+                self.say(&survey, led.elapsed()).await;
+            }
+            tokio::time::sleep(SAY_EVERY).await;
         }
     }
 
@@ -89,16 +107,17 @@ impl Watch {
         }
     }
 
-    /// Why there is no leader yet, as far as it can be seen from here.
-    fn say(&self, survey: &Survey, begun: Instant) {
+    /// Why there is no leader, as far as it can be seen from here.
+    async fn say(&self, survey: &Survey, waited: Duration) {
         let others: Vec<String> =
             survey.others.iter().map(|other| format!("{} is {}", other.name, other.verdict)).collect();
         let failed = survey.failures().map(|(source, why)| format!("source {source} failed: {why}"));
         let refused = self.refused.iter().map(|why| format!("joining was refused: {why}"));
-        let seen = others.into_iter().chain(failed).chain(refused).collect::<Vec<_>>().join("; ");
+        let hints = self.surveyor.own_service_moved().await.into_iter().chain(self.surveyor.unnamed(survey));
+        let seen = others.into_iter().chain(failed).chain(refused).chain(hints).collect::<Vec<_>>().join("; ");
         warn!(
-            waited_s = begun.elapsed().as_secs(),
-            "no leader knows this agent yet: {}",
+            waited_s = waited.as_secs(),
+            "no leader knows this agent: {}",
             if seen.is_empty() { "no other server is known" } else { &seen }
         );
     }

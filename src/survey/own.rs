@@ -80,6 +80,21 @@ pub async fn find(
     Ok(None)
 }
 
+/// Whether our Service has another address by now than the one that the agent advertises: the sentence that says so.
+pub(super) async fn moved(local: &Local, settings: &Survey, dns: &Dns, kube: Option<&Kube>) -> Option<String> {
+    let (pod, advertised) = (&local.owner.pod, local.advertise.filter(|_| settings.stable)?);
+    let found = look(local, settings, dns, kube).await.ok()?.ips;
+    let now = match found.first() {
+        _ if found.contains(&advertised) => return None,
+        Some(ip) => format!("has the address {ip} now"),
+        None => "is gone".to_owned(),
+    };
+    Some(format!(
+        "this agent advertises {advertised}, but Service {pod} {now}: the others cannot reach it; once the Service is there, \
+         delete the Pod (kubectl delete pod {pod}), and it starts at the new address with its data"
+    ))
+}
+
 /// What is known of the Service that is named as our Pod.
 struct Found {
     /// Its addresses; none: there is no such Service, or it is headless.
