@@ -1,3 +1,4 @@
 //! The only HTTP. Consul's agents are asked by [`consul`].
 
+mod client;
 pub mod consul;
