@@ -16,7 +16,7 @@ use crate::survey::dns::Dns;
 use crate::survey::{Other, Survey, Surveyor, own};
 use crate::time;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -65,10 +65,11 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let dns = Dns::new(&node.survey);
     let node = &at_own_address(node, &dns, &holding, &mut waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns).map_err(|error| settings_failure(&error))?;
-    let start = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
+    let (start, survey) = settle(&us(node, how.joins_later), &mut surveyor, &holding, &mut waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
     let record = record(node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
+    volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume
         .write(&node.config_out, render(node, &start, how.binds, how.leave).as_bytes())
         .map_err(|error| volume_failure(&error))?;
@@ -176,14 +177,19 @@ impl Waiting {
 }
 
 /// Looks and decides until there is something to do.
-async fn settle(us: &Us, surveyor: &mut Surveyor, holding: &Holding, waiting: &mut Waiting) -> Result<Start, Failure> {
+async fn settle(
+    us: &Us,
+    surveyor: &mut Surveyor,
+    holding: &Holding,
+    waiting: &mut Waiting,
+) -> Result<(Start, Survey), Failure> {
     let disk = holding.disk();
     loop {
         let survey = surveyor.survey().await;
         match decide(us, &survey, &disk) {
             Decision::Start(start) => {
                 tell(&survey, &start, waiting.begun);
-                return Ok(start);
+                return Ok((start, survey));
             }
             Decision::Refuse(refusal) => {
                 return Err(Failure::new(
@@ -196,6 +202,12 @@ async fn settle(us: &Us, surveyor: &mut Surveyor, holding: &Holding, waiting: &m
             }
         }
     }
+}
+
+/// The raft peers that each server lists which knows a leader.
+fn lists(survey: &Survey) -> impl Iterator<Item = &[SocketAddr]> {
+    let reports = survey.others.iter().flat_map(|other| &other.reports).filter_map(|(_, verdict)| verdict.reported());
+    reports.filter(|reported| reported.leader.is_some()).map(|reported| reported.peers.as_slice())
 }
 
 /// What was seen and decided.
