@@ -158,6 +158,13 @@ fn who_is_out_of_touch_is_not_ready_and_does_not_go_on_counting() {
         world.is_not_ready(part);
         assert!(!world.file().exists(), "{part}");
     }
+    world.own.always(Call::get(STALE, contact("true", "0")));
+    world.is_not_ready(BEGINS);
+    let leader = Reply::ok(&format!("\"{}\"", world.block.at(3, 8300)));
+    world.own.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
+    world.is_not_ready("no leader is known");
+    assert!(!world.file().exists());
+    world.own.always(Call::get("/v1/status/leader", leader));
     // One that votes already does not lose its vote by that.
     world.own.always(Call::get(STALE, contact("true", "0")));
     world.is_not_ready(BEGINS);

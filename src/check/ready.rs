@@ -29,7 +29,7 @@ const LEADERS_AGENT: Duration = Duration::from_millis(500);
 /// Answers; the reason when it is no.
 pub(super) async fn ready(local: &Local, agent: &Agent) -> Result<String, String> {
     let answer = async {
-        let answers = Answers::of(agent).await?;
+        let answers = Answers::of(agent).await.inspect_err(|_| forget(local, false))?;
         if !answers.token_is_unknown() {
             return judged(local, agent, answers).await;
         }
@@ -81,7 +81,7 @@ async fn judged(local: &Local, agent: &Agent, answers: Answers) -> Result<String
     let us = Us::new(local, described.as_ref())?;
     let case = Case { local, agent, leader, us };
     let (own, theirs) = tokio::join!(case.own_view(described.as_ref()), case.leaders_view(configuration));
-    let own = own.inspect_err(|_| case.forget(false))?;
+    let own = own.inspect_err(|_| forget(local, false))?;
     let theirs = theirs?;
     let listed = match theirs.listed {
         Some(address) if !own.votes && !theirs.votes => case.long_enough(address)?,
@@ -186,7 +186,7 @@ impl Case<'_> {
         match peers.into_iter().find(|peer| self.us.is_at(peer)) {
             Some(address) => Ok(View { said: format!("among {whose}"), votes: false, listed: Some(address) }),
             None => {
-                self.forget(true);
+                forget(self.local, true);
                 Err(format!("not among {whose}"))
             }
         }
@@ -239,15 +239,6 @@ impl Case<'_> {
         }
         Ok((listed, now))
     }
-
-    /// What was counted is void: the leader lacks us, or it does not talk to us while it still has to see us well.
-    fn forget(&self, removed: bool) {
-        let Ok(volume) = Volume::open(&self.local.data_dir, false) else { return };
-        if volume.listed().is_some_and(|listed| removed || listed.standing == Standing::New) {
-            // What cannot be removed could not be written either: the next look says so.
-            let _ = volume.forget_listed();
-        }
-    }
 }
 
 /// What the leader's own agent says, over HTTP.
@@ -256,5 +247,14 @@ async fn leaders_peers(local: &Local, leader: IpAddr) -> Result<Vec<SocketAddr>,
     match tokio::time::timeout(LEADERS_AGENT, agent.peers()).await {
         Ok(answer) => answer.map_err(|error| chain(&error)),
         Err(_) => Err(format!("the leader's agent did not answer within {}", time::text(LEADERS_AGENT))),
+    }
+}
+
+/// What was counted is void: the leader lacks us, or it does not talk to us while it still has to see us well.
+fn forget(local: &Local, removed: bool) {
+    let Ok(volume) = Volume::open(&local.data_dir, false) else { return };
+    if volume.listed().is_some_and(|listed| removed || listed.standing == Standing::New) {
+        // What cannot be removed could not be written either: the next look says so.
+        let _ = volume.forget_listed();
     }
 }
