@@ -19,7 +19,7 @@ use crate::survey::statefulset::Shape;
 use crate::survey::{Other, Survey, Surveyor, own};
 use crate::time;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -93,10 +93,11 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     let dns = Dns::new(&node.survey);
     let node = at_own_address(node, &dns, kube.as_ref(), &holding, waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
-    let start = settle(&node, how.joins_later, &mut surveyor, &holding, waiting).await?;
+    let (start, survey) = settle(&node, how.joins_later, &mut surveyor, &holding, waiting).await?;
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
     let record = record(&node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
+    volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume
         .write(&node.config_out, render(&node, &start, how.binds, how.leave).as_bytes())
         .map_err(|error| volume_failure(&error))?;
@@ -222,7 +223,7 @@ async fn settle(
     surveyor: &mut Surveyor,
     holding: &Holding,
     waiting: &mut Waiting,
-) -> Result<Start, Failure> {
+) -> Result<(Start, Survey), Failure> {
     let disk = holding.disk();
     loop {
         let survey = surveyor.survey().await;
@@ -233,7 +234,7 @@ async fn settle(
             Decision::Start(start) => {
                 tell(&survey, &start, waiting.begun);
                 waiting.events.tell(Event { reason: start.rule.word(), warning: false, message: start.why.clone() });
-                return Ok(start);
+                return Ok((start, survey));
             }
             Decision::Refuse(refusal) => {
                 return Err(Failure::new(
@@ -246,6 +247,12 @@ async fn settle(
             }
         }
     }
+}
+
+/// The raft peers that each server lists which knows a leader.
+fn lists(survey: &Survey) -> impl Iterator<Item = &[SocketAddr]> {
+    let reports = survey.others.iter().flat_map(|other| &other.reports).filter_map(|(_, verdict)| verdict.reported());
+    reports.filter(|reported| reported.leader.is_some()).map(|reported| reported.peers.as_slice())
 }
 
 /// What was seen and decided.

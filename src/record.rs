@@ -5,6 +5,7 @@
 //! files, and either one repairs the other. Never makes a missing data folder unless asked to. Fails with [`RecordError`]:
 //! 73 when the volume cannot be used, 78 when a person must look.
 
+pub mod listed;
 pub mod lock;
 pub mod node_id;
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, MANAGEMENT};
 use support::skip::needs_consul;
 
 const ALL: [u8; 3] = [0, 1, 2];
@@ -339,6 +339,85 @@ fn the_checks_tell_a_voter_from_one_that_is_none() {
     cluster.wait_for("a non-voter", || cluster.peers(leader).len() == 3);
     let (code, line) = check(&cluster, follower, "ready");
     assert_eq!(code, 1, "{line}");
+}
+
+/// `check ready` with a token or without: the exit code and the line.
+fn ready(cluster: &Cluster, ordinal: u8, token: Option<&str>) -> (i32, String) {
+    let mut command = cluster.convene(ordinal, &["check", "ready"]);
+    command.envs(token.map(|token| ("CONSUL_HTTP_TOKEN", token)));
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// What `check ready` keeps, as if it had first seen the server listed 25 s earlier.
+fn let_25_s_pass(cluster: &Cluster, ordinal: u8) {
+    let path = cluster.data(ordinal).join("convene/listed.json");
+    let mut listed: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    listed["since_ms"] = (listed["since_ms"].as_u64().unwrap() - 25_000).into();
+    fs::write(&path, listed.to_string()).unwrap();
+}
+
+#[test]
+fn under_default_deny_time_tells_a_voter_who_has_no_token() {
+    let Some(consul) = needs_consul("under_default_deny_time_tells_a_voter_who_has_no_token") else { return };
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 3).denying();
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_formed(&ALL);
+    let (follower, leader) = roles(&cluster);
+    // A leader votes. A follower must have been listed for a while.
+    let (code, line) = ready(&cluster, leader, None);
+    assert!(code == 0 && line.contains("own view: leads; among the leader's raft peers"), "{line}");
+    let begins = |line: &str| line.contains("among the leader's raft peers for ") && line.contains("of the 25.0 s");
+    cluster.wait_for("a first sight", || begins(&ready(&cluster, follower, None).1));
+    let_25_s_pass(&cluster, follower);
+    let (code, line) = ready(&cluster, follower, None);
+    assert!(code == 0 && line.contains("a stale read") && line.contains("for more than 25.0 s"), "{line}");
+    // A token that Consul does not know is none; one that it knows shows both views.
+    let (code, line) = ready(&cluster, follower, Some("7e57ab1e-0000-4000-8000-000000000000"));
+    assert!(code == 0 && line.contains("for more than") && line.ends_with("counts as none"), "{line}");
+    let (code, line) = ready(&cluster, follower, Some(MANAGEMENT));
+    assert!(code == 0 && line.contains("follows, is caught up and votes; leader's view: a voter"), "{line}");
+    // It restarts: the survey before the start sees it listed, and it is ready as soon as it is in touch.
+    cluster.kill(follower);
+    cluster.start(follower, &[]);
+    cluster.wait_for("readiness", || ready(&cluster, follower, None).0 == 0);
+    assert!(ready(&cluster, follower, None).1.contains("as before this agent's start"));
+    // An agent that restarts without a survey has to wait again, whatever an earlier life of it was.
+    cluster.kill(follower);
+    let mut agent = std::process::Command::new(&cluster.agent(follower)[0]);
+    agent.args(&cluster.agent(follower)[1..]).arg(format!("-config-file={}", rendered(&cluster, follower)));
+    cluster.spawn(follower, agent);
+    cluster.wait_for("another life", || begins(&ready(&cluster, follower, None).1));
+    // One that lost its disk comes back as a non-voter, which both views say to whom may ask.
+    cluster.kill(follower);
+    let address = format!("{}:8300", cluster.ip(follower));
+    assert_eq!(cluster.delete(leader, &format!("/v1/operator/raft/peer?address={address}")), Some(200));
+    fs::remove_dir_all(cluster.data(follower)).unwrap();
+    fs::create_dir(cluster.data(follower)).unwrap();
+    cluster.start(follower, &[]);
+    cluster.wait_for("a non-voter", || begins(&ready(&cluster, follower, None).1));
+    let non_voter = |(code, line): (i32, String)| code == 1 && line.contains("has us as a non-voter");
+    cluster.wait_for("it to be told", || non_voter(ready(&cluster, follower, Some(MANAGEMENT))));
+}
+
+fn rendered(cluster: &Cluster, ordinal: u8) -> String {
+    cluster.data(ordinal).join("convene/agent.json").display().to_string()
+}
+
+#[test]
+fn a_follower_without_a_quorum_is_alive_and_not_ready() {
+    let Some(consul) = needs_consul("a_follower_without_a_quorum_is_alive_and_not_ready") else { return };
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 3).denying();
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_formed(&ALL);
+    let (follower, _) = roles(&cluster);
+    ALL.into_iter().filter(|ordinal| *ordinal != follower).for_each(|ordinal| cluster.kill(ordinal));
+    cluster.wait_for("no leader", || cluster.leader(follower).is_none());
+    assert_eq!(ready(&cluster, follower, None), (1, "not ready: no leader is known".to_owned()));
+    let live = cluster.convene(follower, &["check", "live"]).output().unwrap();
+    assert_eq!(text(&live), "live: the agent answers\n");
 }
 
 #[test]

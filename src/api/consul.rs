@@ -4,16 +4,15 @@
 //! goes to the own agent, and to another server only over verified TLS. Fails with [`ApiError`], which tells a refused
 //! connection from silence, and both from an answer that is none of Consul's.
 
-use crate::settings::http::{Endpoint, Http, Secret, Tls, Token};
+use super::client::{beginning, built, client, failed, plain_client, token_header};
+use crate::settings::http::{Endpoint, Http, Secret, Token};
 use crate::settings::{Local, MAX_SERVERS};
-use crate::survey::dns::Dns;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Client, Identity, Method, StatusCode, redirect};
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -144,6 +143,15 @@ struct RaftConfiguration {
     servers: Vec<RaftServer>,
 }
 
+/// How well a server is in touch with its leader, as the headers of a read say that it answers by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contact {
+    /// `X-Consul-KnownLeader`.
+    pub leader_known: bool,
+    /// `X-Consul-LastContact`: when it last heard of the leader; 0 on the leader.
+    pub ago: Duration,
+}
+
 /// The parts of `/v1/agent/self` that convene reads.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -176,6 +184,11 @@ impl ApiError {
     /// The agent said that we may not.
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Status { status: 401 | 403, .. })
+    }
+
+    /// Consul does not know the token, and refuses what it would answer to nobody in particular (1.22.6: 403 "ACL not found").
+    pub fn is_unknown_token(&self) -> bool {
+        matches!(self, Self::Status { status: 403, said, .. } if said.contains("ACL not found"))
     }
 }
 
@@ -226,6 +239,11 @@ impl Agent {
             }
         };
         Ok(Self { client: built(builder)?, base, token: http.token.clone(), basic: http.basic.clone() })
+    }
+
+    /// The same agent, asked as nobody in particular.
+    pub fn without_token(&self) -> Self {
+        Self { token: None, ..self.clone() }
     }
 
     /// `/v1/status/leader`: the leader's address, `None` when none is known. Needs no ACL.
@@ -292,6 +310,31 @@ impl Agent {
         Ok(configuration.servers)
     }
 
+    /// How well the agent is in touch with its leader: the headers of a stale read, which a server answers by itself.
+    ///
+    /// Tried on Consul 1.22.6 with `default_policy = "deny"` and no token: reads that only filter what they list (sessions, nodes,
+    /// services, checks, coordinates, prepared queries) answer 200 with both headers, on a follower too, in about 1 ms; what
+    /// needs a permission (kv, operator, agent) answers 403 without; `/v1/catalog/datacenters` has no such headers. Of the
+    /// former a session that cannot exist has the smallest answer with any token. Without a quorum it still answers at once,
+    /// `X-Consul-KnownLeader: false`; before the first bootstrap it is silent for seconds, when no leader is known either.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn contact(&self) -> Result<Contact, ApiError> {
+        let path = "/v1/session/info/00000000-0000-0000-0000-000000000000?stale";
+        let (headers, _) = self.answer(Method::GET, path, QUICK).await?;
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (known, last) = (header("x-consul-knownleader"), header("x-consul-lastcontact"));
+        match (known.parse(), last.parse()) {
+            (Ok(leader_known), Ok(millis)) => Ok(Contact { leader_known, ago: Duration::from_millis(millis) }),
+            _ => Err(ApiError::Strange {
+                url: format!("{}{path}", self.base),
+                reason: "its headers X-Consul-KnownLeader and X-Consul-LastContact were expected".to_owned(),
+                begins: format!("{known}, {last}").chars().take(100).collect(),
+            }),
+        }
+    }
+
     /// `PUT /v1/agent/join/<address>`: needs `agent:write`.
     ///
     /// # Errors
@@ -319,6 +362,10 @@ impl Agent {
     }
 
     async fn ask(&self, method: Method, path: &str, within: Duration) -> Result<Vec<u8>, ApiError> {
+        self.answer(method, path, within).await.map(|(_, body)| body)
+    }
+
+    async fn answer(&self, method: Method, path: &str, within: Duration) -> Result<(HeaderMap, Vec<u8>), ApiError> {
         let url = format!("{}{path}", self.base);
         let mut request = self.client.request(method, &url).timeout(within);
         if let Some(token) = &self.token {
@@ -331,8 +378,9 @@ impl Agent {
         let failed = |error: reqwest::Error| failed(&url, within, &error);
         let mut response = request.send().await.map_err(failed)?;
         let status = response.status();
+        let headers = std::mem::take(response.headers_mut());
         if status.is_redirection() {
-            let to = response.headers().get("location").and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
+            let to = headers.get("location").and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
             return Err(ApiError::Redirect { url: url.clone(), to: to.chars().take(200).collect() });
         }
         let mut body = Vec::new();
@@ -345,7 +393,7 @@ impl Agent {
         if status != StatusCode::OK {
             return Err(ApiError::Status { url, status: status.as_u16(), said: beginning(&body) });
         }
-        Ok(body)
+        Ok((headers, body))
     }
 }
 
@@ -397,132 +445,4 @@ impl Peers {
             basic: None,
         })
     }
-}
-
-// === the client ===
-
-/// Resolves a name in `CONSUL_HTTP_ADDR` by our own resolver, at each request.
-struct Names;
-
-impl Resolve for Names {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = Dns::of_system().addresses(name.as_str()).await?;
-            if found.is_empty() {
-                return Err(format!("the name {} has no address", name.as_str()).into());
-            }
-            // The port is the URL's.
-            let addresses: Addrs = Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0)));
-            Ok(addresses)
-        })
-    }
-}
-
-fn client(tls: &Tls, over_tls: bool) -> Result<reqwest::ClientBuilder, ApiError> {
-    // A second call is refused and changes nothing.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .pool_max_idle_per_host(0)
-        .dns_resolver(Arc::new(Names));
-    // Without roots of its own reqwest asks the platform for them, which fails in an empty image, even for http.
-    let mut roots = Vec::new();
-    if over_tls {
-        if let Some(file) = &tls.ca_file {
-            roots.extend(certificates(file)?);
-        }
-        if let Some(folder) = &tls.ca_path {
-            let entries = std::fs::read_dir(folder)
-                .map_err(|error| ApiError::File { path: folder.clone(), reason: error.to_string() })?;
-            for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
-                roots.extend(certificates(&entry.path())?);
-            }
-        }
-        if let Some((cert, key)) = &tls.identity {
-            let mut pem = read(cert)?;
-            pem.push(b'\n');
-            pem.extend(read(key)?);
-            let identity = Identity::from_pem(&pem)
-                .map_err(|error| ApiError::File { path: cert.clone(), reason: innermost(&error) })?;
-            builder = builder.identity(identity);
-        }
-        builder = builder.tls_danger_accept_invalid_certs(tls.unverified);
-        if roots.is_empty() && !tls.unverified {
-            // The system's authorities, as Consul's CLI does it.
-            return Ok(builder);
-        }
-    }
-    Ok(builder.tls_certs_only(roots))
-}
-
-/// The client for plain HTTP: one for all agents, since each that is built costs memory (it prepares TLS all the same).
-fn plain_client() -> Result<Client, ApiError> {
-    static PLAIN: OnceLock<Client> = OnceLock::new();
-    match PLAIN.get() {
-        Some(client) => Ok(client.clone()),
-        None => {
-            let made = built(client(&Tls::default(), false)?)?;
-            Ok(PLAIN.get_or_init(|| made).clone())
-        }
-    }
-}
-
-fn built(builder: reqwest::ClientBuilder) -> Result<Client, ApiError> {
-    builder.build().map_err(|error| ApiError::Tls { reason: innermost(&error) })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ApiError> {
-    std::fs::read(path).map_err(|error| ApiError::File { path: path.to_owned(), reason: error.to_string() })
-}
-
-fn certificates(path: &Path) -> Result<Vec<Certificate>, ApiError> {
-    let wrong = |reason: String| ApiError::File { path: path.to_owned(), reason };
-    let found = Certificate::from_pem_bundle(&read(path)?).map_err(|error| wrong(innermost(&error)))?;
-    if found.is_empty() {
-        return Err(wrong("it holds no PEM certificate".to_owned()));
-    }
-    Ok(found)
-}
-
-fn token_header(token: &Token) -> Result<reqwest::header::HeaderValue, ApiError> {
-    let (text, path) = match token {
-        Token::Given(secret) => (secret.reveal().to_owned(), PathBuf::from("CONSUL_HTTP_TOKEN")),
-        Token::File(path) => (String::from_utf8_lossy(&read(path)?).into_owned(), path.clone()),
-    };
-    let wrong = |_| ApiError::File { path, reason: "it holds no token that fits into a header".to_owned() };
-    let mut value = reqwest::header::HeaderValue::from_str(text.trim()).map_err(wrong)?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-fn failed(url: &str, waited: Duration, error: &reqwest::Error) -> ApiError {
-    let url = url.to_owned();
-    if error.is_timeout() {
-        return ApiError::Silent { url, waited };
-    }
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(next) = cause {
-        if let Some(io) = next.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::ConnectionRefused
-        {
-            return ApiError::Refused { url };
-        }
-        cause = next.source();
-    }
-    ApiError::Broken { url, reason: innermost(error) }
-}
-
-/// The innermost cause of an error: the others repeat the URL.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(next) = last.source() {
-        last = next;
-    }
-    last.to_string()
-}
-
-fn beginning(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body.get(..200).unwrap_or(body)).into_owned();
-    text.lines().next().unwrap_or_default().trim().to_owned()
 }

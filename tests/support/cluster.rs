@@ -33,7 +33,12 @@ pub struct Cluster {
     dns: ScriptedDns,
     running: Vec<Option<Child>>,
     size: u8,
+    token: Option<&'static str>,
+    more: Vec<OsString>,
 }
+
+/// The token of [`Cluster::denying`]: it may all.
+pub const MANAGEMENT: &str = "5f2f7a3e-1e0b-4c1c-9d53-0b9f5d1c7a11";
 
 // === impl Cluster ===
 
@@ -57,7 +62,17 @@ impl Cluster {
             dns: ScriptedDns::zone(),
             running: (0..size).map(|_| None).collect(),
             size,
+            token: None,
+            more: Vec::new(),
         }
+    }
+
+    /// With ACLs that deny by default. Nobody has a token but the test's own questions, which have [`MANAGEMENT`].
+    pub fn denying(mut self) -> Self {
+        let tokens = format!("tokens {{ initial_management = {MANAGEMENT:?} }}");
+        self.more.push(format!("-hcl=acl {{ enabled = true default_policy = \"deny\" {tokens} }}").into());
+        self.token = Some(MANAGEMENT);
+        self
     }
 
     /// The server's address.
@@ -125,6 +140,7 @@ impl Cluster {
         let mut words: Vec<OsString> = vec![self.consul.clone().into(), "agent".into(), "-server".into()];
         words.extend([format!("-bind={ip}"), format!("-client={ip}"), format!("-hcl={TUNING}")].map(OsString::from));
         words.push(format!("-data-dir={}", self.data(ordinal).display()).into());
+        words.extend(self.more.iter().cloned());
         words
     }
 
@@ -187,18 +203,22 @@ impl Cluster {
 
     /// GETs from a server's agent; `None` when nothing or an error is answered.
     pub fn get(&self, ordinal: u8, path: &str) -> Option<Value> {
-        let (status, body) = request(SocketAddr::new(self.ip(ordinal), 8500), "GET", path, "")?;
+        let (status, body) = self.request(ordinal, "GET", path, "")?;
         (status == 200).then(|| serde_json::from_str(&body).ok()).flatten()
     }
 
     /// PUTs to a server's agent; the status.
     pub fn put(&self, ordinal: u8, path: &str, body: &str) -> Option<u16> {
-        request(SocketAddr::new(self.ip(ordinal), 8500), "PUT", path, body).map(|(status, _)| status)
+        self.request(ordinal, "PUT", path, body).map(|(status, _)| status)
     }
 
     /// DELETEs at a server's agent; the status.
     pub fn delete(&self, ordinal: u8, path: &str) -> Option<u16> {
-        request(SocketAddr::new(self.ip(ordinal), 8500), "DELETE", path, "").map(|(status, _)| status)
+        self.request(ordinal, "DELETE", path, "").map(|(status, _)| status)
+    }
+
+    fn request(&self, ordinal: u8, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        request_as(self.token, SocketAddr::new(self.ip(ordinal), 8500), method, path, body)
     }
 
     /// The leader that a server knows.
@@ -297,9 +317,15 @@ pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>, told: impl
 
 /// One request over HTTP/1.0; `None` when nobody answers.
 pub fn request(addr: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    request_as(None, addr, method, path, body)
+}
+
+fn request_as(token: Option<&str>, addr: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    let token = token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
+    let length = body.len();
     let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {addr}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {addr}\r\n{token}Content-Length: {length}\r\n\r\n{body}").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let status = answer.split(' ').nth(1)?.parse().ok()?;
