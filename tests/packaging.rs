@@ -209,29 +209,84 @@ fn ci_runs_what_people_run() {
 
 // === deploy ===
 
-#[test]
-fn every_server_of_deploy_server_has_a_service_of_its_own_that_answers_before_it_is_ready() {
-    let read = |file: &str| {
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/server").join(file)).unwrap()
+/// Of a folder of deploy/: how many servers, and the Services of the servers themselves, those of its base included.
+fn folder(name: &str) -> (u32, String) {
+    let file = |file: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap_or_default()
     };
-    let (set, services) = (read("statefulset.yaml"), read("services.yaml"));
-    let replicas = set.lines().find_map(|line| line.trim().strip_prefix("replicas: ")).unwrap().parse::<u32>().unwrap();
-    assert!(set.contains(&format!("--expect={replicas}")));
-    for ordinal in 0..replicas {
-        let name = format!("consul-server-{ordinal}");
-        let service = services.split("\n---\n").find(|one| one.contains(&format!("\n  name: {name}\n"))).unwrap();
-        assert!(service.contains(&format!("selector: {{statefulset.kubernetes.io/pod-name: {name}}}")), "{service}");
-        assert!(
-            service.contains("publishNotReadyAddresses: true") && !service.contains("clusterIP: None"),
-            "{service}"
-        );
-        for port in [8300, 8301, 8302, 8500, 8501, 8502, 8503] {
+    let kustomization = file(&format!("{name}/kustomization.yaml"));
+    let set = file("server/statefulset.yaml");
+    let base = set.lines().find_map(|line| line.trim().strip_prefix("replicas: ")).unwrap().parse().unwrap();
+    let count = kustomization.split("count: ").nth(1).and_then(|rest| rest.split('}').next()?.parse().ok());
+    let services = [file("server/services.yaml"), file(&format!("{name}/services.yaml"))].join("\n---\n");
+    let deleted =
+        |service: &str| kustomization.contains(&format!("metadata: {{name: {service}}}\n      $patch: delete"));
+    let kept = services.split("\n---\n").filter(|one| {
+        let name = one.lines().find_map(|line| line.strip_prefix("  name: "));
+        name.is_some_and(|name| !deleted(name))
+    });
+    (count.unwrap_or(base), kept.collect::<Vec<_>>().join("\n---\n"))
+}
+
+#[test]
+fn every_server_of_deploy_has_a_service_of_its_own_that_answers_before_it_is_ready() {
+    for name in ["server", "server-init", "server-five", "server-one"] {
+        let (replicas, services) = folder(name);
+        for ordinal in 0..replicas {
+            let name = format!("consul-server-{ordinal}");
+            let service = services.split("\n---\n").find(|one| one.contains(&format!("\n  name: {name}\n"))).unwrap();
             assert!(
-                service.contains(&format!("port: {port}}}")) || service.contains(&format!("port: {port},")),
-                "{port}"
+                service.contains(&format!("selector: {{statefulset.kubernetes.io/pod-name: {name}}}")),
+                "{service}"
             );
+            assert!(
+                service.contains("publishNotReadyAddresses: true") && !service.contains("clusterIP: None"),
+                "{service}"
+            );
+            for port in [8300, 8301, 8302, 8500, 8501, 8502, 8503] {
+                assert!(
+                    service.contains(&format!("port: {port}}}")) || service.contains(&format!("port: {port},")),
+                    "{port}"
+                );
+            }
+            assert!(service.contains("port: 8301, protocol: UDP"), "gossip needs UDP");
         }
-        assert!(service.contains("port: 8301, protocol: UDP"), "gossip needs UDP");
+        assert!(!services.contains(&format!("name: consul-server-{replicas}\n")), "{name}: and nobody else has one");
     }
-    assert!(!services.contains(&format!("name: consul-server-{replicas}\n")), "and nobody else has one");
+}
+
+#[test]
+fn the_quorum_of_every_folder_of_deploy_is_its_number_of_servers() {
+    for name in ["server", "server-five", "server-one"] {
+        let quorum = read(&format!("deploy/{name}/quorum.hcl"));
+        assert!(quorum.contains(&format!("min_quorum = {}\n", folder(name).0)), "{name}: {quorum}");
+    }
+    assert!(read("deploy/server/convene.env").contains("CONVENE_EXPECT=auto\n"));
+}
+
+#[test]
+fn the_role_that_a_refusal_names_is_there_and_grants_nothing_but_what_is_asked() {
+    let access = read("deploy/server/access.yaml");
+    let rules: Vec<&str> =
+        access.lines().filter(|line| line.trim().starts_with("- {apiGroups")).map(str::trim).collect();
+    assert_eq!(
+        rules,
+        [
+            "- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}",
+            "- {apiGroups: [apps], resources: [statefulsets], verbs: [get]}",
+            "- {apiGroups: [\"\"], resources: [services], verbs: [get]}",
+            "- {apiGroups: [\"\"], resources: [events], verbs: [create]}",
+        ]
+    );
+    assert!(access.contains("kind: Role\n") && !access.contains("ClusterRole"));
+}
+
+#[test]
+fn every_setting_in_deploy_is_one_of_convenes() {
+    let twins = convene::cli::environment_twins();
+    let settings = read("deploy/server/convene.env");
+    for line in settings.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split('=').next().unwrap();
+        assert!(twins.iter().any(|twin| twin == name), "{name}");
+    }
 }

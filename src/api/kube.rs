@@ -5,16 +5,16 @@
 //! needs. Every call has a deadline. A server that was silent is not asked again for some seconds, so that a start does not
 //! wait for it once a question. The token is read again when it rotates, and at once when it is refused.
 
+mod answers;
+
 use crate::exit::chain;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
 use kube::core::params::{GetParams, ListParams, PostParams};
 use kube::{Client, Config};
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -225,8 +225,8 @@ impl Kube {
     /// [`KubeError`].
     pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, KubeError> {
         let asking = Asking { verb: "get", resource: "pods", group: "", namespace, which: name };
-        let raw: Option<raw::Pod> = self.get(asking).await?;
-        Ok(raw.map(Pod::from))
+        let found: Option<answers::Pod> = self.get(asking).await?;
+        Ok(found.map(Pod::from))
     }
 
     /// The Pods that match a label selector and a field selector, either of which may be empty.
@@ -236,7 +236,7 @@ impl Kube {
     pub async fn pods(&self, namespace: &str, labels: &str, fields: &str) -> Result<Vec<Pod>, KubeError> {
         let asking = Asking { verb: "list", resource: "pods", group: "", namespace, which: labels };
         let params = ListParams::default().labels(labels).fields(fields).limit(MAX_PODS);
-        let found: raw::List<raw::Pod> = self.ask(asking, &Call::List(params)).await?;
+        let found: answers::List<answers::Pod> = self.ask(asking, &Call::List(params)).await?;
         if found.metadata.r#continue.is_some_and(|more| !more.is_empty()) {
             return Err(KubeError::TooMany { what: asking.to_string() });
         }
@@ -249,8 +249,8 @@ impl Kube {
     /// [`KubeError`].
     pub async fn statefulset(&self, namespace: &str, name: &str) -> Result<Option<StatefulSet>, KubeError> {
         let asking = Asking { verb: "get", resource: "statefulsets", group: "apps", namespace, which: name };
-        let raw: Option<raw::StatefulSet> = self.get(asking).await?;
-        Ok(raw.map(StatefulSet::from))
+        let found: Option<answers::StatefulSet> = self.get(asking).await?;
+        Ok(found.map(StatefulSet::from))
     }
 
     /// A Service by its name.
@@ -259,8 +259,8 @@ impl Kube {
     /// [`KubeError`].
     pub async fn service(&self, namespace: &str, name: &str) -> Result<Option<Service>, KubeError> {
         let asking = Asking { verb: "get", resource: "services", group: "", namespace, which: name };
-        let raw: Option<raw::Service> = self.get(asking).await?;
-        Ok(raw.map(Service::from))
+        let found: Option<answers::Service> = self.get(asking).await?;
+        Ok(found.map(Service::from))
     }
 
     /// Writes an Event on a Pod, which `kubectl describe pod` shows.
@@ -428,180 +428,4 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         last = cause;
     }
     last.to_string().replace('\n', " ")
-}
-
-/// The answers as the API writes them, only the fields that are read: the full types are a hundred times as large.
-mod raw {
-    use super::{BTreeMap, Deserialize, IpAddr};
-
-    #[derive(Deserialize)]
-    pub(super) struct List<T> {
-        #[serde(default)]
-        pub(super) metadata: ListMeta,
-        pub(super) items: Vec<T>,
-    }
-
-    #[derive(Default, Deserialize)]
-    pub(super) struct ListMeta {
-        pub(super) r#continue: Option<String>,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    pub(super) struct Meta {
-        pub(super) name: String,
-        #[serde(default)]
-        pub(super) uid: String,
-        pub(super) deletion_timestamp: Option<String>,
-        #[serde(default)]
-        pub(super) annotations: BTreeMap<String, String>,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct Pod {
-        pub(super) metadata: Meta,
-        #[serde(default)]
-        pub(super) spec: PodSpec,
-        #[serde(default)]
-        pub(super) status: PodStatus,
-    }
-
-    #[derive(Default, Deserialize)]
-    pub(super) struct PodSpec {
-        #[serde(default)]
-        pub(super) containers: Vec<Container>,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct Container {
-        #[serde(default)]
-        pub(super) ports: Vec<Port>,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    pub(super) struct Port {
-        pub(super) name: Option<String>,
-        pub(super) container_port: u16,
-    }
-
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    pub(super) struct PodStatus {
-        #[serde(default)]
-        pub(super) phase: String,
-        #[serde(rename = "podIP")]
-        pub(super) pod_ip: Option<IpAddr>,
-        #[serde(default, rename = "podIPs")]
-        pub(super) pod_ips: Vec<PodIp>,
-        #[serde(rename = "hostIP")]
-        pub(super) host_ip: Option<IpAddr>,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct PodIp {
-        pub(super) ip: IpAddr,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct StatefulSet {
-        pub(super) spec: StatefulSetSpec,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    pub(super) struct StatefulSetSpec {
-        pub(super) replicas: Option<u32>,
-        #[serde(default)]
-        pub(super) ordinals: Ordinals,
-        #[serde(default)]
-        pub(super) service_name: String,
-        #[serde(default)]
-        pub(super) pod_management_policy: String,
-    }
-
-    #[derive(Default, Deserialize)]
-    pub(super) struct Ordinals {
-        #[serde(default)]
-        pub(super) start: u32,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct Service {
-        pub(super) spec: ServiceSpec,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    pub(super) struct ServiceSpec {
-        #[serde(rename = "clusterIP", default)]
-        pub(super) cluster_ip: String,
-        #[serde(rename = "clusterIPs", default)]
-        pub(super) cluster_ips: Vec<String>,
-        #[serde(default)]
-        pub(super) publish_not_ready_addresses: bool,
-        #[serde(default)]
-        pub(super) ports: Vec<ServicePort>,
-    }
-
-    #[derive(Deserialize)]
-    pub(super) struct ServicePort {
-        pub(super) port: u16,
-        #[serde(default)]
-        pub(super) protocol: String,
-    }
-}
-
-// === the answers as they are used ===
-
-impl From<raw::Pod> for Pod {
-    fn from(raw: raw::Pod) -> Self {
-        let join_port = raw.metadata.annotations.get(JOIN_PORT).and_then(|port| {
-            let mut named = raw.spec.containers.iter().flat_map(|container| &container.ports);
-            let named = named.find(|one| one.name.as_ref() == Some(port)).map(|one| one.container_port);
-            named.or_else(|| port.parse().ok())
-        });
-        let mut ips: Vec<IpAddr> =
-            raw.status.pod_ip.into_iter().chain(raw.status.pod_ips.into_iter().map(|one| one.ip)).collect();
-        ips.sort();
-        ips.dedup();
-        Self {
-            name: raw.metadata.name,
-            uid: raw.metadata.uid,
-            ips,
-            host_ip: raw.status.host_ip,
-            over: matches!(raw.status.phase.as_str(), "Succeeded" | "Failed"),
-            terminating: raw.metadata.deletion_timestamp.is_some(),
-            join_port,
-        }
-    }
-}
-
-impl From<raw::StatefulSet> for StatefulSet {
-    fn from(raw: raw::StatefulSet) -> Self {
-        Self {
-            // The API server fills in 1.
-            replicas: raw.spec.replicas.unwrap_or(1),
-            start: raw.spec.ordinals.start,
-            service: raw.spec.service_name,
-            ordered: raw.spec.pod_management_policy != "Parallel",
-        }
-    }
-}
-
-impl From<raw::Service> for Service {
-    fn from(raw: raw::Service) -> Self {
-        let spec = raw.spec;
-        let texts = std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips);
-        // "None" of a headless one is no address.
-        let mut ips: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
-        ips.sort();
-        ips.dedup();
-        let tcp = |port: &&raw::ServicePort| matches!(port.protocol.as_str(), "" | "TCP");
-        Self {
-            ips,
-            not_ready_too: spec.publish_not_ready_addresses,
-            tcp_ports: spec.ports.iter().filter(tcp).map(|port| port.port).collect(),
-        }
-    }
 }

@@ -1,0 +1,178 @@
+//! What the Kubernetes API answers, as far as it is read: the full types would be a hundred times as large.
+//!
+//! Takes JSON, gives [`super::Pod`], [`super::StatefulSet`] and [`super::Service`].
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+#[derive(Deserialize)]
+pub(super) struct List<T> {
+    #[serde(default)]
+    pub(super) metadata: ListMeta,
+    pub(super) items: Vec<T>,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct ListMeta {
+    pub(super) r#continue: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Meta {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) uid: String,
+    pub(super) deletion_timestamp: Option<String>,
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Pod {
+    pub(super) metadata: Meta,
+    #[serde(default)]
+    pub(super) spec: PodSpec,
+    #[serde(default)]
+    pub(super) status: PodStatus,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct PodSpec {
+    #[serde(default)]
+    pub(super) containers: Vec<Container>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Container {
+    #[serde(default)]
+    pub(super) ports: Vec<Port>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Port {
+    pub(super) name: Option<String>,
+    pub(super) container_port: u16,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodStatus {
+    #[serde(default)]
+    pub(super) phase: String,
+    #[serde(rename = "podIP")]
+    pub(super) pod_ip: Option<IpAddr>,
+    #[serde(default, rename = "podIPs")]
+    pub(super) pod_ips: Vec<PodIp>,
+    #[serde(rename = "hostIP")]
+    pub(super) host_ip: Option<IpAddr>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct PodIp {
+    pub(super) ip: IpAddr,
+}
+
+#[derive(Deserialize)]
+pub(super) struct StatefulSet {
+    pub(super) spec: StatefulSetSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StatefulSetSpec {
+    pub(super) replicas: Option<u32>,
+    #[serde(default)]
+    pub(super) ordinals: Ordinals,
+    #[serde(default)]
+    pub(super) service_name: String,
+    #[serde(default)]
+    pub(super) pod_management_policy: String,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct Ordinals {
+    #[serde(default)]
+    pub(super) start: u32,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Service {
+    pub(super) spec: ServiceSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServiceSpec {
+    #[serde(rename = "clusterIP", default)]
+    pub(super) cluster_ip: String,
+    #[serde(rename = "clusterIPs", default)]
+    pub(super) cluster_ips: Vec<String>,
+    #[serde(default)]
+    pub(super) publish_not_ready_addresses: bool,
+    #[serde(default)]
+    pub(super) ports: Vec<ServicePort>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ServicePort {
+    pub(super) port: u16,
+    #[serde(default)]
+    pub(super) protocol: String,
+}
+
+// === the answers as they are used ===
+
+impl From<Pod> for super::Pod {
+    fn from(raw: Pod) -> Self {
+        let join_port = raw.metadata.annotations.get(super::JOIN_PORT).and_then(|port| {
+            let mut named = raw.spec.containers.iter().flat_map(|container| &container.ports);
+            let named = named.find(|one| one.name.as_ref() == Some(port)).map(|one| one.container_port);
+            named.or_else(|| port.parse().ok())
+        });
+        let mut ips: Vec<IpAddr> =
+            raw.status.pod_ip.into_iter().chain(raw.status.pod_ips.into_iter().map(|one| one.ip)).collect();
+        ips.sort();
+        ips.dedup();
+        Self {
+            name: raw.metadata.name,
+            uid: raw.metadata.uid,
+            ips,
+            host_ip: raw.status.host_ip,
+            over: matches!(raw.status.phase.as_str(), "Succeeded" | "Failed"),
+            terminating: raw.metadata.deletion_timestamp.is_some(),
+            join_port,
+        }
+    }
+}
+
+impl From<StatefulSet> for super::StatefulSet {
+    fn from(raw: StatefulSet) -> Self {
+        Self {
+            // The API server fills in 1.
+            replicas: raw.spec.replicas.unwrap_or(1),
+            start: raw.spec.ordinals.start,
+            service: raw.spec.service_name,
+            ordered: raw.spec.pod_management_policy != "Parallel",
+        }
+    }
+}
+
+impl From<Service> for super::Service {
+    fn from(raw: Service) -> Self {
+        let spec = raw.spec;
+        let texts = std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips);
+        // "None" of a headless one is no address.
+        let mut ips: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
+        ips.sort();
+        ips.dedup();
+        let tcp = |port: &&ServicePort| matches!(port.protocol.as_str(), "" | "TCP");
+        Self {
+            ips,
+            not_ready_too: spec.publish_not_ready_addresses,
+            tcp_ports: spec.ports.iter().filter(tcp).map(|port| port.port).collect(),
+        }
+    }
+}
