@@ -49,7 +49,7 @@ lint: ## formatting, clippy, documentation, and the dependencies when cargo-deny
 	else echo "not checked: licences, bans and sources (cargo install --locked cargo-deny)"; fi
 
 static: ## the release binary, static, as it goes into the image
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bin convene --target $(HOST)
+	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --locked --release --bin convene --target $(HOST)
 	@ls -l $(STATIC)
 
 clean: ## remove what was built

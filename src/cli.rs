@@ -50,6 +50,9 @@ pub struct InitArgs {
     /// What this server is to become.
     #[command(flatten)]
     pub node: NodeArgs,
+    /// Copy this program into a folder first, as install does: one init container less
+    #[arg(long, env = "CONVENE_INSTALL", value_name = "DIR")]
+    pub install: Option<String>,
 }
 
 /// Settings of `run`.

@@ -40,7 +40,6 @@ fn copy(temp: &Path) -> io::Result<()> {
     let mut from = File::open("/proc/self/exe")?;
     let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(temp)?;
     io::copy(&mut from, &mut to)?;
-    // The umask may have taken bits away.
-    to.set_permissions(Permissions::from_mode(0o755))?;
-    to.sync_all()
+    // The umask may have taken bits away. No fsync: after a crash of the machine the init container runs again.
+    to.set_permissions(Permissions::from_mode(0o755))
 }

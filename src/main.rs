@@ -114,6 +114,10 @@ async fn install_command(args: &InstallArgs) -> Result<u8, Failure> {
 
 async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
     let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
+    if let Some(folder) = reader.text(&args.install) {
+        let target = install::install(Path::new(folder))?;
+        info!(file = %target.display(), "installed");
+    }
     let how = How { binds: false, joins_later: false, leave: None };
     match prepare_or_stop(&mut signals, &node, how).await? {
         Ok(prepared) => prepared.events.finish().await,
@@ -229,7 +233,9 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
 async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8, Failure> {
     let format =
         reader.choice("format", &args.format, discover::FORMATS).map_err(|error| usage(&error))?.unwrap_or_default();
-    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let mut local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    // Called beside an agent, that one's address is ours too.
+    local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
     let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
