@@ -6,11 +6,12 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Output;
+use std::process::{Child, Command, Output, Stdio};
 use support::cluster::{Cluster, MANAGEMENT};
 use support::skip::needs_consul;
 
@@ -112,6 +113,53 @@ fn names_that_appear_late_are_joined_by_convene() {
     assert!(ALL.iter().all(|ordinal| cluster.leader(*ordinal).is_none()));
     cluster.publish_all();
     cluster.wait_formed(&ALL);
+}
+
+/// A watch beside an agent, ended when the test is.
+struct Beside(Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_watch_does_beside_an_agent_that_init_prepared_what_run_does_beside_its_own() {
+    let name = "a_watch_does_beside_an_agent_that_init_prepared_what_run_does_beside_its_own";
+    let Some(mut cluster) = cluster(name) else { return };
+    let early = cluster.surveying(0, &["watch", "--role=server", "--expect=3"]).output().unwrap();
+    assert_eq!(early.status.code(), Some(75), "{}", text(&early));
+    assert!(text(&early).contains("convene init must run before it"), "{}", text(&early));
+    for ordinal in ALL {
+        let init = cluster.surveying(ordinal, &["init", "--role=server", "--expect=3"]).output().unwrap();
+        assert_eq!(init.status.code(), Some(0), "{}", text(&init));
+        let mut words = cluster.agent(ordinal).into_iter();
+        let mut agent = Command::new(words.next().unwrap());
+        agent.args(words).arg(format!("-config-file={}", cluster.data(ordinal).join("convene/agent.json").display()));
+        cluster.spawn(ordinal, agent);
+    }
+    let mut watches: Vec<Beside> = ALL
+        .iter()
+        .map(|ordinal| {
+            let mut watch = cluster.surveying(*ordinal, &["watch", "--role=server", "--expect=3"]);
+            Beside(watch.stderr(Stdio::null()).spawn().unwrap())
+        })
+        .collect();
+    cluster.wait_for("three lonely agents", || {
+        ALL.iter().all(|ordinal| {
+            cluster.get(*ordinal, "/v1/agent/members").is_some_and(|all| all.as_array().unwrap().len() == 1)
+        })
+    });
+    // Consul itself cannot resolve these names.
+    cluster.publish_all();
+    cluster.wait_formed(&ALL);
+    cluster.wait_for("the record", || ALL.iter().all(|ordinal| record(&cluster, *ordinal)["formed"] == true));
+    for watch in &mut watches {
+        kill(Pid::from_raw(watch.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(watch.0.wait().unwrap().code(), Some(0));
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn a_misspelt_flag_or_command_is_64_with_the_nearest_right_spelling() {
         .ends(64, &["--advertise: \"0.0.0.0\"", "that others can reach"]);
     init(&["--role=server"]).run().ends(64, &["--role", "multiple times"]);
     Convene::new(["innit"]).run().ends(64, &["innit", "init"]);
-    Convene::new([""; 0]).run().ends(64, &["init, run, leave, check, discover, install"]);
+    Convene::new([""; 0]).run().ends(64, &["init, run, watch, leave, check, discover, install"]);
     Convene::new(["check", "redy"]).run().ends(64, &["\"redy\"", "did you mean \"ready\"?"]);
     Convene::new(["discover", "--discover=static:127.0.0.9", "--format=jsn"])
         .run()
@@ -106,7 +106,7 @@ fn what_is_missing_is_named_with_how_to_give_it() {
     Convene::new(["init", "--role=server", "--data-dir=/x"]).run().ends(64, &["own address", "POD_IP", "--advertise"]);
     Convene::new(["init", "--role=server", "--advertise=10.0.0.1"])
         .run()
-        .ends(64, &["where to find the servers", "--discover dns:NAME"]);
+        .ends(64, &["where to find the servers", "--discover k8s:SELECTOR, dns:NAME"]);
     Convene::new(["init", "--role=client"]).run().ends(64, &["a client must be told"]);
     Convene::new(["init", "--role=server", "--advertise=10.0.0.1", "--discover=statefulset"])
         .run()
@@ -217,6 +217,14 @@ fn install_copies_the_program_and_refuses_what_is_no_folder() {
     assert_eq!(fs::read(&installed).unwrap(), fs::read(env!("CARGO_BIN_EXE_convene")).unwrap());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(Convene::behind(installed.to_str().unwrap(), ["--version"]).run().code, 0);
+    fs::remove_file(&installed).unwrap();
+    let init =
+        ["init", "--role=client", "--discover=static:127.0.0.1", "--create-data-dir", "--nameserver=127.0.0.1:9"];
+    let data = folder.path().join("data");
+    let data = [format!("--data-dir={}", data.display()), format!("--install={}", folder.path().display())];
+    Convene::new(init).words(data).run().ends(0, &["ready to start the agent"]);
+    assert!(installed.exists(), "init --install saves an init container");
+    Convene::new(["init", "--role=client", "--discover=static:127.0.0.1", "--install=/does/not/exist"]).run().ends(73, &["does not exist"]);
     Convene::new(["install"]).words([&installed]).run().ends(73, &["not a folder"]);
     Convene::new(["install", "/does/not/exist"]).run().ends(73, &["does not exist", "shared volume"]);
 }

@@ -259,9 +259,9 @@ pub(super) fn sources(
     if sources.is_empty() {
         let mend = match role {
             Role::Server => {
-                "give --discover dns:NAME, srv:NAME or static:HOST,…; in a StatefulSet set POD_NAME by the downward API"
+                "give --discover k8s:SELECTOR, dns:NAME, srv:NAME or static:HOST,…; in a StatefulSet set POD_NAME by the downward API"
             }
-            Role::Client => "a client must be told: give --discover dns:NAME, srv:NAME or static:HOST,…",
+            Role::Client => "a client must be told: give --discover k8s:SELECTOR, dns:NAME, srv:NAME or static:HOST,…",
         };
         return Err(missing("where to find the servers", mend));
     }
