@@ -41,7 +41,7 @@ test: ## all tests; ends with what this machine could not run, and why
 ON_CLUSTER = CONVENE_E2E_BINARY=$(STATIC) CONVENE_E2E_TARGET=$(TARGET_DIR) tests/e2e/with-cluster
 
 e2e: static ## the tests on a real Kubernetes cluster; what failed leaves its logs in target/e2e
-	$(call tested,$(ON_CLUSTER) cargo test --locked --features e2e --test e2e || status=$$?;)
+	$(call tested,$(ON_CLUSTER) cargo test --locked --features e2e --test e2e -- --test-threads=1 || status=$$?;)
 
 bench: static ## size, memory and speed beside tini and dumb-init; fails when an aim is missed
 	cargo build --locked --quiet --example bench --example bench_formation

@@ -8,4 +8,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod manifests;
+mod neighbours;
 mod servers;
+
+use serde_json::{Value, json};
+use support::kubernetes::namespace::{Source, json_patch};
+
+/// What most tests apply.
+fn servers() -> Source {
+    Source::new("deploy/server")
+}
+
+/// Several servers may run on one node, where a test needs more Pods than a small cluster has nodes.
+fn anywhere() -> Value {
+    json_patch("StatefulSet", "consul-server", json!([{"op": "remove", "path": "/spec/template/spec/affinity"}]))
+}

@@ -4,6 +4,7 @@
 //! Gives a namespace that goes away by itself and leaves its logs behind when the test failed. [`image`] builds both images
 //! once a process. It never touches anything outside the namespaces that it made, and fails by panicking.
 
+pub mod breaking;
 pub mod image;
 pub mod namespace;
 pub mod proxy;

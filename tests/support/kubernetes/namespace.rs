@@ -104,6 +104,8 @@ impl Namespace {
             folder,
             _turn: turn,
         };
+        // What an earlier run left would be taken for this one's.
+        let _ = fs::remove_dir_all(namespace.kept());
         namespace.create(&namespace.name);
         namespace
     }
@@ -160,7 +162,13 @@ impl Namespace {
         run(kubectl(["apply", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
     }
 
-    /// The same without waiting for its end, for who measures.
+    /// `kubectl delete -k`: claims stay.
+    pub fn delete(&self, source: &Source) {
+        let folder = self.overlay(source);
+        run(kubectl(["delete", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// [`Self::apply`] without waiting for its end, for who measures.
     pub fn start_apply(overlay: &Path) -> Child {
         kubectl(["apply", "-k"]).arg(overlay).stdout(std::process::Stdio::null()).spawn().expect("kubectl starts")
     }
@@ -191,17 +199,28 @@ impl Namespace {
 
     /// The log of a container.
     pub fn logs(&self, pod: &str, container: &str) -> String {
-        self.try_kubectl(&["logs", pod, "-c", container]).unwrap_or_else(|why| why)
+        self.logs_in(&self.name, pod, container)
+    }
+
+    /// The same in a namespace beside this one.
+    pub fn logs_in(&self, namespace: &str, pod: &str, container: &str) -> String {
+        run(&mut kubectl(["-n", namespace, "logs", pod, "-c", container])).unwrap_or_else(|why| why)
     }
 
     /// GETs an object of the core API in this namespace: `pods/consul-server-0`, `services`.
     pub fn get(&self, path: &str) -> Option<Value> {
-        self.proxy.get(&format!("/api/v1/namespaces/{}/{path}", self.name))
+        self.get_in(&self.name, path)
+    }
+
+    /// The same in a namespace beside this one.
+    pub fn get_in(&self, namespace: &str, path: &str) -> Option<Value> {
+        self.proxy.get(&format!("/api/v1/namespaces/{namespace}/{path}"))
     }
 
     /// The Pods that a label selector names.
     pub fn pods(&self, selector: &str) -> Vec<Value> {
-        let found = self.get(&format!("pods?labelSelector={}", selector.replace('=', "%3D").replace('/', "%2F")));
+        let selector = selector.replace('=', "%3D").replace('/', "%2F").replace(',', "%2C").replace('!', "%21");
+        let found = self.get(&format!("pods?labelSelector={selector}"));
         found.and_then(|found| found["items"].as_array().cloned()).unwrap_or_default()
     }
 
@@ -323,10 +342,13 @@ impl Namespace {
         found().unwrap()
     }
 
+    fn kept(&self) -> PathBuf {
+        self.given.target.join("e2e").join(&self.test)
+    }
+
     /// Keeps every container's log, and what Kubernetes says of the Pods, where the test's name says.
     fn keep(&self) -> PathBuf {
-        let folder = self.given.target.join("e2e").join(&self.test);
-        let _ = fs::remove_dir_all(&folder);
+        let folder = self.kept();
         fs::create_dir_all(&folder).unwrap();
         for name in [&self.name].into_iter().chain(&self.beside) {
             let said = |words: &[&str]| run(kubectl(["-n", name]).args(words)).unwrap_or_else(|why| why);
@@ -339,7 +361,7 @@ impl Namespace {
                 let _ = writeln!(about, "=== kubectl {}\n{}", words.join(" "), said(words));
             }
             let _ = fs::write(folder.join(format!("{name}.txt")), about);
-            let pods = self.proxy.get(&format!("/api/v1/namespaces/{name}/pods")).unwrap_or_default();
+            let pods = self.get_in(name, "pods").unwrap_or_default();
             for pod in pods["items"].as_array().into_iter().flatten() {
                 let pod_name = text(&pod["metadata"]["name"]).unwrap();
                 let containers =
