@@ -5,45 +5,56 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # The machine's own architecture and libc; asked only by the targets that need it.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC = $(TARGET_DIR)/$(HOST)/release/convene
-SKIPPED = $(TARGET_DIR)/skipped
-TEST_LOG = $(TARGET_DIR)/test.log
-TEST_STATUS = $(TARGET_DIR)/test.status
 
-.PHONY: help demo test bench lint static clean
+.PHONY: help demo test e2e bench bench-cluster lint static clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## three Consul servers come together on this machine; one is killed and returns
 	@# An example does not make cargo build the program it starts.
 	cargo build --locked --bin convene --example demo
 	cargo run --locked --quiet --example demo
 
-# All tests run although one failed, and what was skipped is told in any case. Only stdout goes through tee, so that
-# cargo shows its progress; the status goes through a file, since a plain sh has no pipefail. The documentation's tests
-# run first: there may be none, and the closing line should be that of the others.
-test: ## all tests; ends with what this machine could not run, and why
-	@mkdir -p $(TARGET_DIR) && rm -f $(TEST_STATUS) && : >$(SKIPPED)
-	@export CONVENE_SKIPPED=$(SKIPPED); \
-	{ status=0; \
-	  cargo test --locked --doc || status=$$?; \
-	  cargo test --locked --lib --bins --tests --no-fail-fast || status=$$?; \
-	  echo $$status >$(TEST_STATUS); } | tee $(TEST_LOG)
-	@sort -u -o $(SKIPPED) $(SKIPPED)
-	@if [ -s $(SKIPPED) ]; then echo "skipped on this machine:"; sed 's/^/    /' $(SKIPPED); else echo "nothing was skipped"; fi
-	@awk -v skipped="$$(cut -d: -f1 $(SKIPPED) | sort -u | wc -l)" \
+# Runs the cargo calls of $(1), all of them although one failed, and tells what was skipped in any case; $@.log and
+# $@.skipped stay. Only stdout goes through tee, so that cargo shows its progress; the status goes through a file, since a
+# plain sh has no pipefail.
+define tested
+	@mkdir -p $(TARGET_DIR) && rm -f $(TARGET_DIR)/$@.status && : >$(TARGET_DIR)/$@.skipped
+	@export CONVENE_SKIPPED=$(TARGET_DIR)/$@.skipped; \
+	{ status=0; $(1) echo $$status >$(TARGET_DIR)/$@.status; } | tee $(TARGET_DIR)/$@.log
+	@cd $(TARGET_DIR) && ! grep -q '^test result: ' $@.log || { sort -u -o $@.skipped $@.skipped; \
+	  if [ -s $@.skipped ]; then echo "skipped on this machine:"; sed 's/^/    /' $@.skipped; else echo "nothing was skipped"; fi; \
+	  awk -v skipped="$$(cut -d: -f1 $@.skipped | sort -u | wc -l)" \
 	    '/^test result: / { passed += $$4; failed += $$6; ignored += $$8 } \
-	    END { printf "%d passed, %d failed, %d skipped\n", passed - skipped, failed, skipped + ignored }' $(TEST_LOG)
-	@exit $$(cat $(TEST_STATUS))
+	    END { printf "%d passed, %d failed, %d skipped\n", passed - skipped, failed, skipped + ignored }' $@.log; }
+	@exit $$(cat $(TARGET_DIR)/$@.status)
+endef
+
+# The documentation's tests run first: there may be none, and the closing line should be that of the others.
+test: ## all tests; ends with what this machine could not run, and why
+	$(call tested,\
+	  cargo test --locked --doc || status=$$?; \
+	  cargo test --locked --lib --bins --tests --no-fail-fast || status=$$?;)
+
+# tests/e2e/with-cluster says which cluster, and ends with 69 when there is none.
+ON_CLUSTER = CONVENE_E2E_BINARY=$(STATIC) CONVENE_E2E_TARGET=$(TARGET_DIR) tests/e2e/with-cluster
+
+e2e: static ## the tests on a real Kubernetes cluster; what failed leaves its logs in target/e2e
+	$(call tested,$(ON_CLUSTER) cargo test --locked --features e2e --test e2e -- --test-threads=1 || status=$$?;)
 
 bench: static ## size, memory and speed beside tini and dumb-init; fails when an aim is missed
 	cargo build --locked --quiet --example bench --example bench_formation
 	@status=0; $(TARGET_DIR)/debug/examples/bench $(STATIC) || status=$$?; \
 	$(TARGET_DIR)/debug/examples/bench_formation $(STATIC) || status=$$?; exit $$status
 
+bench-cluster: static ## from kubectl apply to three voters on a real cluster, beside the usual pattern; fails when an aim is missed
+	cargo build --locked --quiet --features e2e --example bench_cluster
+	@$(ON_CLUSTER) $(TARGET_DIR)/debug/examples/bench_cluster
+
 lint: ## formatting, clippy, documentation, and the dependencies when cargo-deny is installed
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; \
 	else echo "not checked: licences, bans and sources (cargo install --locked cargo-deny)"; fi

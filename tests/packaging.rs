@@ -53,7 +53,10 @@ fn make_targets_named_in(text: &str) -> BTreeSet<String> {
         for (at, _) in line.match_indices("make ") {
             let before = line[..at].trim_start_matches(['$', ' ']);
             let is_command = before.is_empty() || before.ends_with('`') || before.ends_with("&& ");
-            let target: String = line[at + 5..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            let target: String = line[at + 5..]
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')
+                .collect();
             if is_command && !target.is_empty() {
                 found.insert(target);
             }
@@ -199,7 +202,7 @@ fn every_make_target_that_a_text_names_exists() {
 #[test]
 fn ci_runs_what_people_run() {
     let script = said(".ci/run");
-    for target in ["lint", "test", "static", "demo", "bench"] {
+    for target in ["lint", "test", "static", "demo", "bench", "e2e"] {
         let call = format!("make {target}");
         assert!(script.iter().any(|line| line.contains(&call)), ".ci/run does not call {call}");
     }

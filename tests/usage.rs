@@ -224,7 +224,9 @@ fn install_copies_the_program_and_refuses_what_is_no_folder() {
     let data = [format!("--data-dir={}", data.display()), format!("--install={}", folder.path().display())];
     Convene::new(init).words(data).run().ends(0, &["ready to start the agent"]);
     assert!(installed.exists(), "init --install saves an init container");
-    Convene::new(["init", "--role=client", "--discover=static:127.0.0.1", "--install=/does/not/exist"]).run().ends(73, &["does not exist"]);
+    Convene::new(["init", "--role=client", "--discover=static:127.0.0.1", "--install=/does/not/exist"])
+        .run()
+        .ends(73, &["does not exist"]);
     Convene::new(["install"]).words([&installed]).run().ends(73, &["not a folder"]);
     Convene::new(["install", "/does/not/exist"]).run().ends(73, &["does not exist", "shared volume"]);
 }

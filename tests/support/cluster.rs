@@ -321,11 +321,21 @@ pub fn request(addr: SocketAddr, method: &str, path: &str, body: &str) -> Option
 }
 
 fn request_as(token: Option<&str>, addr: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-    let token = token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
-    let length = body.len();
-    let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1)).ok()?;
+    let stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {addr}\r\n{token}Content-Length: {length}\r\n\r\n{body}").ok()?;
+    let token = token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
+    exchange(stream, &format!("Host: {addr}\r\n{token}"), method, path, body)
+}
+
+/// The same over a connection that stands; each header ends its line.
+pub fn exchange(
+    mut stream: impl Read + Write,
+    headers: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Option<(u16, String)> {
+    write!(stream, "{method} {path} HTTP/1.0\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let status = answer.split(' ').nth(1)?.parse().ok()?;

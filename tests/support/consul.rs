@@ -139,7 +139,7 @@ impl Search {
         let sums = std::fs::read_to_string(&sums).map_err(|e| failed("read the checksums", &e))?;
         let wanted = checksum(&sums, &file).ok_or_else(|| format!("{release} has no checksum for {file}"))?;
         fetch(&curl, &format!("{release}/{file}"), &zip)?;
-        let had = sha256(&zip).map_err(|e| failed("read the download", &e))?;
+        let had = File::open(&zip).and_then(sha256).map_err(|e| failed("read the download", &e))?;
         if had != wanted {
             return Err(format!("the SHA-256 of {release}/{file} is {had} and should be {wanted}"));
         }
@@ -179,12 +179,12 @@ fn checksum(sums: &str, file: &str) -> Option<String> {
     of_file.next().map(|words| words[0].to_ascii_lowercase())
 }
 
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
+/// The SHA-256 of what can be read, in lower-case hex.
+pub fn sha256(mut from: impl Read) -> std::io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match file.read(&mut buffer)? {
+        match from.read(&mut buffer)? {
             0 => break,
             length => hash.update(&buffer[..length]),
         }

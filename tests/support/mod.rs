@@ -2,7 +2,8 @@
 //! Consul binary, address blocks that nobody else uses, and a list of what this machine could not run.
 //!
 //! It takes what a test wants answered and gives a running server. Nothing in here is part of the product, and nothing
-//! in here talks to anything but loopback, apart from the download in [`consul`]. It fails by panicking, as a test does.
+//! in here talks to anything but loopback, apart from the download in [`consul`] and the cluster of `kubernetes`, which
+//! the feature `e2e` adds. It fails by panicking, as a test does.
 
 // Every test binary and the demo takes only a part of this.
 #![allow(dead_code)]
@@ -14,6 +15,8 @@ pub mod cluster;
 pub mod consul;
 pub mod dns;
 pub mod http;
+#[cfg(feature = "e2e")]
+pub mod kubernetes;
 pub mod net;
 pub mod port;
 #[cfg(test)]

@@ -77,6 +77,14 @@ pub fn needs_consul(test: &str) -> Option<std::path::PathBuf> {
     }
 }
 
+/// The program that breaks parts of the test cluster (`CONVENE_E2E_CLUSTER`: its `cut`, `heal`, `kill-node`, `stop` and
+/// `up`), or none, and that is noted.
+pub fn needs_cluster_tool(test: &str) -> Option<std::path::PathBuf> {
+    let tool = std::env::var_os("CONVENE_E2E_CLUSTER").filter(|tool| !tool.is_empty());
+    noted(test, tool.is_none().then(|| "CONVENE_E2E_CLUSTER names no program that breaks the cluster".into()).as_ref());
+    tool.map(Into::into)
+}
+
 fn noted(test: &str, reason: Option<&String>) -> bool {
     if let Some(reason) = reason {
         skip(test, reason);

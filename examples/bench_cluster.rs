@@ -1,0 +1,133 @@
+//! How long does it take from `kubectl apply` to three voters and three Ready Pods? On a real Kubernetes, several runs of each
+//! variant in turn, each in a namespace of its own, the usual pattern beside them. Prints one table, keeps it in
+//! `bench-cluster.txt` in cargo's target folder, and ends with 1 when a median is above its bound.
+//!
+//! `make bench-cluster` builds the program and runs this. `CONVENE_BENCH_RUNS` sets the number of runs.
+
+// It is test code in all but name.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::fmt::Write;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+use support::consul;
+use support::kubernetes::namespace::{Namespace, SERVERS, Source, is_ready, server};
+use support::kubernetes::{Given, kubectl, run};
+
+/// Of each variant, when nobody says otherwise.
+const RUNS: usize = 5;
+const BOUND: Duration = Duration::from_secs(6);
+/// How often is asked: small beside what is measured, and cheap enough for two cores.
+const ASK: Duration = Duration::from_millis(50);
+/// A guard against hanging, no measure.
+const HANG: Duration = Duration::from_secs(300);
+
+/// What is applied, and how long its median may be.
+struct Variant {
+    name: &'static str,
+    source: Source,
+    bound: Option<Duration>,
+}
+
+/// What one run took, from the apply on.
+#[derive(Clone, Copy)]
+struct Took {
+    ready: Duration,
+    voters: Duration,
+}
+
+fn variants() -> Vec<Variant> {
+    vec![
+        Variant { name: "deploy/server, DNS alone", source: Source::new("deploy/server"), bound: Some(BOUND) },
+        Variant { name: "the usual pattern", source: Source::new("examples/usual_pattern"), bound: None },
+    ]
+}
+
+fn main() -> ExitCode {
+    let given = Given::from_env();
+    let runs = std::env::var("CONVENE_BENCH_RUNS").map_or(RUNS, |runs| runs.parse().expect("CONVENE_BENCH_RUNS"));
+    assert!(runs > 0, "CONVENE_BENCH_RUNS is 0");
+    let variants = variants();
+    let mut took: Vec<Vec<Took>> = variants.iter().map(|_| Vec::new()).collect();
+    for number in 1..=runs {
+        for (variant, took) in variants.iter().zip(&mut took) {
+            let one = measure(&variant.source);
+            eprintln!("run {number} of {runs}, {}: {:.2} s", variant.name, one.whole().as_secs_f64());
+            took.push(one);
+        }
+    }
+    let (table, met) = table(&variants, &took, runs);
+    print!("{table}");
+    std::fs::write(given.target.join("bench-cluster.txt"), table).unwrap();
+    if met { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One run. All is removed when it ends.
+fn measure(source: &Source) -> Took {
+    let namespace = Namespace::new("bench");
+    let overlay = namespace.overlay(source);
+    let begun = Instant::now();
+    let mut apply = Namespace::start_apply(&overlay);
+    let (mut ready, mut voters) = (None, None);
+    while ready.is_none() || voters.is_none() {
+        assert!(begun.elapsed() < HANG, "{source:?} has not come together");
+        std::thread::sleep(ASK);
+        assert!(apply.try_wait().unwrap().is_none_or(|status| status.success()), "kubectl apply failed");
+        let pods = namespace.pods(SERVERS);
+        let all_ready = pods.len() == 3 && pods.iter().all(is_ready);
+        ready = ready.filter(|_| all_ready).or_else(|| all_ready.then(|| begun.elapsed()));
+        // Before its agent runs nobody is asked.
+        let runs = pods.iter().any(|pod| pod["status"]["phase"] == "Running");
+        if voters.is_none() && runs && namespace.voters(&server(0)).len() == 3 {
+            voters = Some(begun.elapsed());
+        }
+    }
+    assert!(apply.wait().unwrap().success(), "kubectl apply failed");
+    Took { ready: ready.unwrap(), voters: voters.unwrap() }
+}
+
+/// The table, and whether every bound is met.
+fn table(variants: &[Variant], took: &[Vec<Took>], runs: usize) -> (String, bool) {
+    let mut out = format!("{}; {runs} runs each\n", versions());
+    let _ = writeln!(out, "apply to three voters and three Ready, in s{:>24}    min median    max", "");
+    let mut all_met = true;
+    for (variant, took) in variants.iter().zip(took) {
+        for (what, of) in [
+            ("", Took::whole as fn(&Took) -> Duration),
+            ("  voters alone", |one| one.voters),
+            ("  Ready alone", |one| one.ready),
+        ] {
+            let mut times: Vec<Duration> = took.iter().map(of).collect();
+            times.sort();
+            let median = times[times.len() / 2];
+            let figures = [times[0], median, times[times.len() - 1]].map(|time| format!("{:6.2}", time.as_secs_f64()));
+            let judged = variant.bound.filter(|_| what.is_empty()).map_or(String::new(), |bound| {
+                let met = median <= bound;
+                all_met &= met;
+                format!("  {}: at most {:.1}", if met { "met" } else { "MISSED" }, bound.as_secs_f64())
+            });
+            let name = if what.is_empty() { variant.name } else { what };
+            let _ = writeln!(out, "{name:<66} {}{judged}", figures.join(" "));
+        }
+    }
+    (out, all_met)
+}
+
+fn versions() -> String {
+    let kubernetes = run(&mut kubectl(["version", "-o", "json"])).unwrap_or_else(|why| panic!("{why}"));
+    let kubernetes: serde_json::Value = serde_json::from_str(&kubernetes).unwrap();
+    let consul = run(Command::new(consul::find().unwrap()).arg("version")).unwrap_or_else(|why| panic!("{why}"));
+    let kubernetes = kubernetes["serverVersion"]["gitVersion"].as_str().unwrap_or("?");
+    format!("Kubernetes {kubernetes}, {}", consul.lines().next().unwrap_or("Consul ?"))
+}
+
+// === impl Took ===
+
+impl Took {
+    fn whole(&self) -> Duration {
+        self.ready.max(self.voters)
+    }
+}

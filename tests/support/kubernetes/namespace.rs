@@ -1,0 +1,438 @@
+//! A test's own namespace: made for it, at the restricted Pod Security level, and removed with all that is in it.
+//!
+//! Takes what to apply: a folder of the repository, changed by patches, as a user's own kustomization would. Gives questions
+//! to Kubernetes, and to the agents through its API. One namespace of a process at a time, since a machine may be small. When
+//! the test fails, what the Pods logged is kept before all is removed.
+
+use super::image::Images;
+use super::proxy::Proxy;
+use super::{Given, kubectl, repository, run, shell};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A guard against hanging, no measure: Kubernetes' and CoreDNS' own periods of up to a minute fit in it several times.
+const HANG: Duration = Duration::from_secs(300);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The servers of `deploy/` in a label selector.
+pub const SERVERS: &str = "app.kubernetes.io/component=server";
+
+/// What is applied.
+#[derive(Debug, Clone)]
+pub struct Source {
+    folder: PathBuf,
+    patches: Vec<Value>,
+}
+
+/// A namespace of one test.
+pub struct Namespace {
+    given: Given,
+    test: String,
+    name: String,
+    beside: Vec<String>,
+    proxy: Proxy,
+    folder: tempfile::TempDir,
+    overlays: Mutex<usize>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A raft peer as the leader's configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Voter {
+    /// The node's name.
+    pub name: String,
+    /// The node's ID.
+    pub id: String,
+    /// Its address.
+    pub ip: IpAddr,
+}
+
+// === impl Source ===
+
+impl Source {
+    /// A folder of the repository that has a kustomization.
+    pub fn new(folder: &str) -> Self {
+        Self { folder: repository().join(folder), patches: Vec::new() }
+    }
+
+    /// The same, changed: one of [`patch`] or [`json_patch`].
+    pub fn with(mut self, patch: Value) -> Self {
+        self.patches.push(patch);
+        self
+    }
+}
+
+/// A strategic merge patch for every object of a kind whose name fits a regular expression.
+pub fn patch(kind: &str, name: &str, mut body: Value) -> Value {
+    // Kustomize wants both, and takes neither of them over.
+    body["kind"] = json!(kind);
+    body["metadata"]["name"] = json!("any");
+    json!({"target": {"kind": kind, "name": name}, "patch": body.to_string()})
+}
+
+/// A JSON patch (RFC 6902), where a list is to be changed or something removed.
+pub fn json_patch(kind: &str, name: &str, steps: Value) -> Value {
+    json!({"target": {"kind": kind, "name": name}, "patch": steps.to_string()})
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Makes one, when the namespace before it is gone.
+    pub fn new(test: &str) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = Given::from_env();
+        Images::of(&given);
+        let folder = given.scratch("work-");
+        let short: String = test.chars().take(40).map(|c| if c == '_' { '-' } else { c }).collect();
+        let namespace = Self {
+            proxy: Proxy::start(folder.path()),
+            name: format!("e2e-{}-{}", short.trim_matches('-'), std::process::id()),
+            test: test.to_owned(),
+            beside: Vec::new(),
+            overlays: Mutex::new(0),
+            given,
+            folder,
+            _turn: turn,
+        };
+        // What an earlier run left would be taken for this one's.
+        let _ = fs::remove_dir_all(namespace.kept());
+        namespace.create(&namespace.name);
+        namespace
+    }
+
+    /// Makes another one beside it, which goes with it.
+    pub fn beside(&mut self) -> String {
+        let name = format!("{}-beside", self.name);
+        self.create(&name);
+        self.beside.push(name.clone());
+        name
+    }
+
+    fn create(&self, name: &str) {
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted", "convene-e2e": "true"});
+        self.create_object(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        );
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The images that are run.
+    pub fn images(&self) -> &'static Images {
+        Images::of(&self.given)
+    }
+
+    /// Writes a kustomization with our namespace, our images and the patches; gives its folder.
+    pub fn overlay(&self, source: &Source) -> PathBuf {
+        let mut count = self.overlays.lock().unwrap();
+        *count += 1;
+        let folder = self.folder.path().join(count.to_string());
+        fs::create_dir(&folder).unwrap();
+        let images = self.images();
+        let image = |name: &str, to: &(String, String)| json!({"name": name, "newName": to.0, "newTag": to.1});
+        let overlay = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": self.name,
+            // Kustomize refuses an absolute path.
+            "resources": [relative(&folder, &source.folder)],
+            "images": [image("convene", &images.convene), image("hashicorp/consul", &images.consul)],
+            "patches": source.patches,
+        });
+        fs::write(folder.join("kustomization.yaml"), format!("{overlay:#}")).unwrap();
+        folder
+    }
+
+    /// `kubectl apply -k`.
+    pub fn apply(&self, source: &Source) {
+        let folder = self.overlay(source);
+        run(kubectl(["apply", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// `kubectl delete -k`: claims stay.
+    pub fn delete(&self, source: &Source) {
+        let folder = self.overlay(source);
+        run(kubectl(["delete", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// [`Self::apply`] without waiting for its end, for who measures.
+    pub fn start_apply(overlay: &Path) -> Child {
+        kubectl(["apply", "-k"]).arg(overlay).stdout(std::process::Stdio::null()).spawn().expect("kubectl starts")
+    }
+
+    /// Creates one object, in whichever namespace it names.
+    pub fn create_object(&self, object: &Value) {
+        let file = self.folder.path().join("object.json");
+        fs::write(&file, object.to_string()).unwrap();
+        run(kubectl(["create", "-f"]).arg(file)).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// `kubectl` in this namespace; what it printed, or what went wrong.
+    pub fn try_kubectl(&self, words: &[&str]) -> Result<String, String> {
+        run(kubectl(["-n", &self.name]).args(words))
+    }
+
+    /// The same, and it must succeed.
+    #[track_caller]
+    pub fn kubectl(&self, words: &[&str]) -> String {
+        self.try_kubectl(words).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Runs words in a Pod's first container.
+    #[track_caller]
+    pub fn exec(&self, pod: &str, words: &[&str]) -> String {
+        self.kubectl(&[&["exec", pod, "--"], words].concat())
+    }
+
+    /// The log of a container.
+    pub fn logs(&self, pod: &str, container: &str) -> String {
+        self.logs_in(&self.name, pod, container)
+    }
+
+    /// The same in a namespace beside this one.
+    pub fn logs_in(&self, namespace: &str, pod: &str, container: &str) -> String {
+        run(&mut kubectl(["-n", namespace, "logs", pod, "-c", container])).unwrap_or_else(|why| why)
+    }
+
+    /// GETs an object of the core API in this namespace: `pods/consul-server-0`, `services`.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.get_in(&self.name, path)
+    }
+
+    /// The same in a namespace beside this one.
+    pub fn get_in(&self, namespace: &str, path: &str) -> Option<Value> {
+        self.proxy.get(&format!("/api/v1/namespaces/{namespace}/{path}"))
+    }
+
+    /// The Pods that a label selector names.
+    pub fn pods(&self, selector: &str) -> Vec<Value> {
+        let selector = selector.replace('=', "%3D").replace('/', "%2F").replace(',', "%2C").replace('!', "%21");
+        let found = self.get(&format!("pods?labelSelector={selector}"));
+        found.and_then(|found| found["items"].as_array().cloned()).unwrap_or_default()
+    }
+
+    /// Each such Pod's UID and restarts, by its name.
+    pub fn lives(&self, selector: &str) -> BTreeMap<String, (String, u64)> {
+        let life = |pod: &Value| {
+            let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0);
+            Some((text(&pod["metadata"]["name"])?, (text(&pod["metadata"]["uid"])?, restarts)))
+        };
+        self.pods(selector).iter().filter_map(life).collect()
+    }
+
+    /// The addresses of such Pods.
+    pub fn addresses(&self, selector: &str) -> BTreeSet<IpAddr> {
+        self.pods(selector).iter().filter_map(|pod| pod["status"]["podIP"].as_str()?.parse().ok()).collect()
+    }
+
+    /// The ClusterIP of a Service.
+    pub fn cluster_ip(&self, service: &str) -> Option<IpAddr> {
+        self.get(&format!("services/{service}"))?["spec"]["clusterIP"].as_str()?.parse().ok()
+    }
+
+    /// Asks an agent, through Kubernetes' API.
+    pub fn agent(&self, pod: &str, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:8500/proxy{path}", self.name);
+        self.proxy.request(method, &path, body)
+    }
+
+    /// GETs from an agent; `None` when nothing or an error is answered.
+    pub fn ask(&self, pod: &str, path: &str) -> Option<Value> {
+        let (status, body) = self.agent(pod, "GET", path, "")?;
+        (status == 200).then(|| serde_json::from_str(&body).ok()).flatten()
+    }
+
+    /// Stores a value; it must be accepted.
+    pub fn put(&self, pod: &str, key: &str, value: &str) {
+        let stored =
+            || self.agent(pod, "PUT", &format!("/v1/kv/{key}"), value).is_some_and(|(status, _)| status == 200);
+        self.wait_for("a write", stored);
+    }
+
+    /// The value of a key as the leader has it.
+    pub fn value(&self, pod: &str, key: &str) -> Option<String> {
+        let (status, body) = self.agent(pod, "GET", &format!("/v1/kv/{key}?raw"), "")?;
+        (status == 200).then_some(body)
+    }
+
+    /// The node ID that an agent has.
+    pub fn node_id(&self, pod: &str) -> Option<String> {
+        text(&self.ask(pod, "/v1/agent/self")?["Config"]["NodeID"])
+    }
+
+    /// Serf's status of every member as an agent sees it, by name: 1 alive, 3 left, 4 failed.
+    pub fn members(&self, pod: &str) -> BTreeMap<String, u64> {
+        let listed = self.ask(pod, "/v1/agent/members").unwrap_or_default();
+        let member = |one: &Value| Some((text(&one["Name"])?, one["Status"].as_u64()?));
+        listed.as_array().into_iter().flatten().filter_map(member).collect()
+    }
+
+    /// The voters of the leader's configuration as this Pod tells it; none while it knows no leader.
+    pub fn voters(&self, pod: &str) -> Vec<Voter> {
+        // Without a leader the next question is held for 7 s.
+        if self.ask(pod, "/v1/status/leader").is_none_or(|leader| leader.as_str().is_none_or(str::is_empty)) {
+            return Vec::new();
+        }
+        let configuration = self.ask(pod, "/v1/operator/raft/configuration").unwrap_or_default();
+        let voter = |one: &Value| {
+            let address: std::net::SocketAddr = one["Address"].as_str()?.parse().ok()?;
+            Some(Voter { name: text(&one["Node"])?, id: text(&one["ID"])?, ip: address.ip() })
+        };
+        let mut voters: Vec<Voter> = configuration["Servers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|one| one["Voter"] == true)
+            .filter_map(voter)
+            .collect();
+        voters.sort();
+        voters
+    }
+
+    /// Whether so many Pods of a selector are there and all are Ready.
+    pub fn all_ready(&self, selector: &str, count: usize) -> bool {
+        let pods = self.pods(selector);
+        pods.len() == count && pods.iter().all(is_ready)
+    }
+
+    /// Waits until the servers are so many, all Ready, and each knows as many voters; gives these.
+    #[track_caller]
+    pub fn formed(&self, count: usize) -> Vec<Voter> {
+        self.wait_for(&format!("{count} servers that are Ready"), || self.all_ready(SERVERS, count));
+        let all = || (0..count).map(|ordinal| self.voters(&server(ordinal)));
+        self.wait_for(&format!("{count} voters"), || all().all(|voters| voters.len() == count));
+        self.voters(&server(0))
+    }
+
+    /// Waits for a condition; the Pods' states are told when it does not come.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, done: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(
+                begun.elapsed() < HANG,
+                "waited for {what}\n{}",
+                self.try_kubectl(&["get", "pods", "-o", "wide"]).unwrap_or_else(|why| why)
+            );
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits for a line of a container's log that has each part, and gives it.
+    #[track_caller]
+    pub fn line(&self, pod: &str, container: &str, parts: &[&str]) -> String {
+        let found = || {
+            let log = self.logs(pod, container);
+            log.lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned)
+        };
+        self.wait_for(&format!("a line of {pod}'s {container} with {parts:?}"), || found().is_some());
+        found().unwrap()
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.given.target.join("e2e").join(&self.test)
+    }
+
+    /// Keeps every container's log, and what Kubernetes says of the Pods, where the test's name says.
+    fn keep(&self) -> PathBuf {
+        let folder = self.kept();
+        fs::create_dir_all(&folder).unwrap();
+        for name in [&self.name].into_iter().chain(&self.beside) {
+            let said = |words: &[&str]| run(kubectl(["-n", name]).args(words)).unwrap_or_else(|why| why);
+            let mut about = String::new();
+            for words in [
+                &["get", "all,pvc,endpointslices", "-o", "wide"][..],
+                &["get", "events", "--sort-by=.lastTimestamp"],
+                &["describe", "pods"],
+            ] {
+                let _ = writeln!(about, "=== kubectl {}\n{}", words.join(" "), said(words));
+            }
+            let _ = fs::write(folder.join(format!("{name}.txt")), about);
+            let pods = self.get_in(name, "pods").unwrap_or_default();
+            for pod in pods["items"].as_array().into_iter().flatten() {
+                let pod_name = text(&pod["metadata"]["name"]).unwrap();
+                let containers =
+                    ["initContainers", "containers"].into_iter().flat_map(|kind| pod["spec"][kind].as_array());
+                for container in containers.flatten().filter_map(|container| text(&container["name"])) {
+                    let log = |file: &str, words: &[&str]| {
+                        if let Ok(log) = run(kubectl(["-n", name, "logs", &pod_name, "-c", &container]).args(words)) {
+                            let _ = fs::write(folder.join(format!("{pod_name}.{container}.{file}")), log);
+                        }
+                    };
+                    log("log", &[]);
+                    log("previous.log", &["--previous"]);
+                }
+            }
+        }
+        folder
+    }
+
+    fn remove(&self) -> Result<(), String> {
+        let names = || [&self.name].into_iter().chain(&self.beside);
+        run(kubectl(["delete", "namespace", "--wait=false"]).args(names()))?;
+        let begun = Instant::now();
+        let gone = |name: &String| {
+            self.proxy
+                .request("GET", &format!("/api/v1/namespaces/{name}"), "")
+                .is_some_and(|(status, _)| status == 404)
+        };
+        while !names().all(gone) {
+            if begun.elapsed() > HANG {
+                return Err(format!("namespace {} does not go away", self.name));
+            }
+            std::thread::sleep(LOOK);
+        }
+        self.given.volumes.iter().try_for_each(|line| run(&mut shell(line)).map(|_| ()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if failed {
+            eprintln!("{}: logs and events are kept in {}", self.test, self.keep().display());
+        }
+        match self.remove() {
+            Ok(()) => {}
+            Err(why) if failed => eprintln!("{}: could not clean up: {why}", self.test),
+            Err(why) => panic!("{}: could not clean up: {why}", self.test),
+        }
+    }
+}
+
+/// The name of a server's Pod.
+pub fn server(ordinal: usize) -> String {
+    format!("consul-server-{ordinal}")
+}
+
+/// Whether a Pod is Ready and not on its way out.
+pub fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+    ready && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// The way from one folder to another, both of which exist.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let (from, to) = (from.canonicalize().unwrap(), to.canonicalize().unwrap());
+    let shared = from.components().zip(to.components()).take_while(|(one, other)| one == other).count();
+    let up = from.components().skip(shared).map(|_| "..");
+    up.map(PathBuf::from).chain(to.components().skip(shared).map(|one| PathBuf::from(one.as_os_str()))).collect()
+}

@@ -1,0 +1,61 @@
+//! The Kubernetes API as plain HTTP on a Unix socket, by `kubectl proxy`: a question costs a few milliseconds and no process,
+//! so that a bench may ask often on a small machine. Takes a folder for the socket; ends with the value.
+
+use super::super::cluster::exchange;
+use super::kubectl;
+use serde_json::Value;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// A guard against hanging, no measure.
+const START: Duration = Duration::from_secs(30);
+/// Consul holds a question for 7 s when it has no leader.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// A running `kubectl proxy`.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Child,
+    socket: PathBuf,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Starts one; only this user reaches it.
+    pub fn start(folder: &Path) -> Self {
+        let socket = folder.join("api");
+        let words = ["proxy".into(), format!("--unix-socket={}", socket.display())];
+        let process = kubectl(words).stdout(Stdio::null()).spawn().expect("kubectl starts");
+        let mut proxy = Self { process, socket };
+        let begun = Instant::now();
+        while UnixStream::connect(&proxy.socket).is_err() {
+            assert!(proxy.process.try_wait().unwrap().is_none(), "kubectl proxy has ended");
+            assert!(begun.elapsed() < START, "kubectl proxy does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        proxy
+    }
+
+    /// One request; `None` when nothing is answered.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        let stream = UnixStream::connect(&self.socket).ok()?;
+        stream.set_read_timeout(Some(ANSWER)).ok()?;
+        exchange(stream, "Host: localhost\r\n", method, path, body)
+    }
+
+    /// GETs; `None` when nothing or an error is answered.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        let (status, body) = self.request("GET", path, "")?;
+        (status == 200).then(|| serde_json::from_str(&body).ok()).flatten()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
