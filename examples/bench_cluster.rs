@@ -19,7 +19,9 @@ use support::kubernetes::{Given, kubectl, run};
 
 /// Of each variant, when nobody says otherwise.
 const RUNS: usize = 5;
+/// The aims, for the medians: with an address that stays, and with the Pods' addresses.
 const BOUND: Duration = Duration::from_secs(6);
+const BOUND_POD_ADDRESS: Duration = Duration::from_secs(8);
 /// How often is asked: small beside what is measured, and cheap enough for two cores.
 const ASK: Duration = Duration::from_millis(50);
 /// A guard against hanging, no measure.
@@ -40,8 +42,18 @@ struct Took {
 }
 
 fn variants() -> Vec<Variant> {
+    let of = |folder: &str, component: Option<&str>| {
+        let source = Source::new(&format!("deploy/{folder}"));
+        component.iter().fold(source, |source, one| source.component(&format!("deploy/components/{one}")))
+    };
+    let (dns, pod) = (Some("dns-only"), Some("pod-address"));
     vec![
-        Variant { name: "deploy/server, DNS alone", source: Source::new("deploy/server"), bound: Some(BOUND) },
+        Variant { name: "server, Kubernetes API", source: of("server", None), bound: Some(BOUND) },
+        Variant { name: "server, DNS alone", source: of("server", dns), bound: Some(BOUND) },
+        Variant { name: "server-init, Kubernetes API", source: of("server-init", None), bound: Some(BOUND) },
+        Variant { name: "server-init, DNS alone", source: of("server-init", dns), bound: Some(BOUND) },
+        Variant { name: "server, Pod addresses", source: of("server", pod), bound: Some(BOUND_POD_ADDRESS) },
+        Variant { name: "server-init, Pod addresses", source: of("server-init", pod), bound: Some(BOUND_POD_ADDRESS) },
         Variant { name: "the usual pattern", source: Source::new("examples/usual_pattern"), bound: None },
     ]
 }

@@ -8,6 +8,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
+mod folders;
 mod manifests;
 mod neighbours;
 mod servers;
@@ -18,6 +20,11 @@ use support::kubernetes::namespace::{Source, json_patch};
 /// What most tests apply.
 fn servers() -> Source {
     Source::new("deploy/server")
+}
+
+/// The same without any access to the Kubernetes API.
+fn by_dns() -> Source {
+    servers().component("deploy/components/dns-only")
 }
 
 /// Several servers may run on one node, where a test needs more Pods than a small cluster has nodes.

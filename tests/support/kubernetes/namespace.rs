@@ -29,6 +29,7 @@ pub const SERVERS: &str = "app.kubernetes.io/component=server";
 #[derive(Debug, Clone)]
 pub struct Source {
     folder: PathBuf,
+    components: Vec<PathBuf>,
     patches: Vec<Value>,
 }
 
@@ -60,7 +61,13 @@ pub struct Voter {
 impl Source {
     /// A folder of the repository that has a kustomization.
     pub fn new(folder: &str) -> Self {
-        Self { folder: repository().join(folder), patches: Vec::new() }
+        Self { folder: repository().join(folder), components: Vec::new(), patches: Vec::new() }
+    }
+
+    /// With a component, also a folder of the repository.
+    pub fn component(mut self, folder: &str) -> Self {
+        self.components.push(repository().join(folder));
+        self
     }
 
     /// The same, changed: one of [`patch`] or [`json_patch`].
@@ -149,6 +156,7 @@ impl Namespace {
             "namespace": self.name,
             // Kustomize refuses an absolute path.
             "resources": [relative(&folder, &source.folder)],
+            "components": source.components.iter().map(|component| relative(&folder, component)).collect::<Vec<_>>(),
             "images": [image("convene", &images.convene), image("hashicorp/consul", &images.consul)],
             "patches": source.patches,
         });
