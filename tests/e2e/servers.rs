@@ -96,35 +96,42 @@ fn servers_whose_services_got_other_addresses_return_there_with_their_data() {
 }
 
 #[test]
-fn a_server_that_is_unready_for_three_minutes_stays_in_touch_over_udp() {
-    let namespace = Namespace::new("a_server_that_is_unready_for_three_minutes_stays_in_touch_over_udp");
-    let probe = "[ ! -e /consul/data/unready ] && exec /convene/convene check ready";
+fn a_server_that_returns_unready_for_three_minutes_fails_for_nobody() {
+    let namespace = Namespace::new("a_server_that_returns_unready_for_three_minutes_fails_for_nobody");
+    let probe = "[ ! -s /consul/data/unready ] && exec /convene/convene check ready";
     let probe = json!({"exec": {"command": ["sh", "-c", probe]}});
     let template = json!({"spec": {"containers": [{"name": "consul", "readinessProbe": probe}]}});
     namespace.apply(&servers().with(patch("StatefulSet", "consul-server", json!({"spec": {"template": template}}))));
     let voters = namespace.formed(3);
     let before = namespace.lives(SERVERS);
-    namespace.exec(&server(1), &["sh", "-c", ": >/consul/data/unready"]);
-    let ready = || namespace.all_ready("statefulset.kubernetes.io/pod-name=consul-server-1", 1);
-    namespace.wait_for("a server that is not Ready", || !ready());
+    namespace.exec(&server(1), &["sh", "-c", "echo yes >/consul/data/unready"]);
+    // Another Pod, because connections that stand need no endpoint. Its UDP is lost until it is Ready, since kube-proxy forgets
+    // the old Pod's flows only for an endpoint that is "serving" (CleanStaleEntries); Consul asks over TCP meanwhile.
+    namespace.kubectl(&["delete", "pod", &server(1)]);
     let alive: BTreeMap<String, u64> = voters.iter().map(|voter| (voter.name.clone(), 1)).collect();
+    let in_touch = || (0..3).all(|asked| namespace.members(&server(asked)) == alive);
+    namespace.wait_for("its return", || namespace.node_id(&server(1)).is_some() && in_touch());
+    let now = namespace.lives(SERVERS);
+    assert_ne!(now[&server(1)], before[&server(1)]);
+
     let begun = Instant::now();
     // What is tested is a time: longer than any period of gossip, raft and autopilot.
     while begun.elapsed() < Duration::from_secs(180) {
         for asked in 0..3 {
             assert_eq!(namespace.members(&server(asked)), alive, "as server {asked} sees them");
         }
-        assert!(!ready());
+        assert!(!namespace.all_ready("statefulset.kubernetes.io/pod-name=consul-server-1", 1));
         std::thread::sleep(Duration::from_secs(1));
     }
-    for ordinal in 0..3 {
-        let log = namespace.logs(&server(ordinal), "consul");
-        for lost in ["UDP probes failed", "has failed, no acks received", "EventMemberFailed"] {
-            assert!(!log.contains(lost), "{lost:?} is in the log of server {ordinal}");
-        }
-    }
-    assert_eq!(namespace.lives(SERVERS), before, "nobody was restarted");
-    assert_eq!(namespace.voters(&server(0)), voters);
+    namespace.exec(&server(1), &["sh", "-c", ": >/consul/data/unready"]);
+    assert_eq!(namespace.formed(3), voters);
+    assert_eq!(namespace.lives(SERVERS), now, "nobody was restarted");
+    namespace.wait_for("gossip over UDP", || {
+        (0..3).all(|ordinal| {
+            let recent = ["logs", &server(ordinal), "-c", "consul", "--since=10s"];
+            namespace.try_kubectl(&recent).is_ok_and(|log| !log.contains("UDP probes failed"))
+        })
+    });
 }
 
 #[test]
