@@ -33,6 +33,8 @@ fn a_missing_role_is_named_and_the_number_of_servers_is_asked_for() {
     namespace.line(&server(0), "consul", &["waiting", "without --expect", denied, "verbs: [get]"]);
     // What a person would do first: give the number. Everything else is found by DNS.
     namespace.apply(&without_role(servers()).with(setting("CONVENE_EXPECT", "3")));
+    // A rollout waits for the first new Pod to be Ready, which cannot be before the others are new too.
+    namespace.kubectl(&["delete", "pods", "-l", SERVERS]);
     namespace.formed(3);
     namespace.line(&server(0), "consul", &[denied, "deploy/server/access.yaml"]);
 }

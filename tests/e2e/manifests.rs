@@ -1,8 +1,8 @@
 //! Manifests that differ from `deploy/server` in one thing that people get wrong: the servers come together all the same, or
 //! one line says what is wrong.
 
-use crate::servers;
-use crate::support::kubernetes::namespace::{Namespace, json_patch, patch, server};
+use crate::support::kubernetes::namespace::{Namespace, Source, json_patch, patch, server};
+use crate::{by_dns, servers};
 use serde_json::{Value, json};
 
 /// The Services of the Pods, one each.
@@ -30,7 +30,8 @@ fn services_of_their_own_that_hide_who_is_not_ready_are_named() {
     namespace.apply(&servers().with(remove("Service", OWN, "/spec/publishNotReadyAddresses")));
     for ordinal in 0..3 {
         let service = namespace.cluster_ip(&server(ordinal)).unwrap().to_string();
-        namespace.line(&server(ordinal), "consul", &["does not reach its own Service address", &service]);
+        let cause = "needs publishNotReadyAddresses: true";
+        namespace.line(&server(ordinal), "consul", &["does not reach its own Service address", &service, cause]);
     }
     let voters = namespace.formed(3);
     for voter in voters {
@@ -57,18 +58,26 @@ fn a_service_name_that_names_no_service_matters_to_nobody_who_has_a_service_of_i
 }
 
 #[test]
-fn a_service_name_that_names_no_service_is_told_where_pods_have_no_other_name() {
-    let namespace = Namespace::new("a_service_name_that_names_no_service_is_told_where_pods_have_no_other_name");
-    let servers = servers()
-        .with(patch("StatefulSet", "consul-server", json!({"spec": {"serviceName": "nobody"}})))
-        .with(without("Service", OWN));
-    namespace.apply(&servers);
+fn a_service_name_that_names_no_service_matters_to_nobody_whom_the_api_finds() {
+    let namespace = Namespace::new("a_service_name_that_names_no_service_matters_to_nobody_whom_the_api_finds");
+    namespace.apply(&nameless(servers()));
+    namespace.formed(3);
+}
+
+#[test]
+fn a_service_name_that_names_no_service_is_told_where_nothing_else_names_the_pods() {
+    let namespace = Namespace::new("a_service_name_that_names_no_service_is_told_where_nothing_else_names_the_pods");
+    namespace.apply(&nameless(by_dns()));
     for ordinal in 0..3 {
         let other = server((ordinal + 1) % 3);
-        namespace.line(
-            &server(ordinal),
-            "consul",
-            &["no leader knows this agent yet", &other, "its name has no address"],
-        );
+        let parts = ["no leader knows this agent", &other, "its name has no address", "needs a headless Service"];
+        namespace.line(&server(ordinal), "consul", &parts);
     }
+}
+
+/// No headless Service, and no Service for any Pod.
+fn nameless(source: Source) -> Source {
+    source
+        .with(patch("StatefulSet", "consul-server", json!({"spec": {"serviceName": "nobody"}})))
+        .with(without("Service", OWN))
 }
