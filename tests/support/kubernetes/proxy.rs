@@ -2,7 +2,7 @@
 //! so that a bench may ask often on a small machine. Takes a folder for the socket; ends with the value.
 
 use super::super::cluster::exchange;
-use super::kubectl;
+use super::shell;
 use serde_json::Value;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -27,12 +27,12 @@ impl Proxy {
     /// Starts one; only this user reaches it.
     pub fn start(folder: &Path) -> Self {
         let socket = folder.join("api");
-        let words = ["proxy".into(), format!("--unix-socket={}", socket.display())];
-        let process = kubectl(words).stdout(Stdio::null()).spawn().expect("kubectl starts");
-        let mut proxy = Self { process, socket };
+        // It ends with its stdin: a test that is killed leaves nobody behind who has its rights.
+        let mut command = shell("kubectl proxy --unix-socket=\"$SOCKET\" >/dev/null & read -r _; kill $!");
+        let process = command.env("SOCKET", &socket).stdin(Stdio::piped()).spawn().expect("sh starts");
+        let proxy = Self { process, socket };
         let begun = Instant::now();
         while UnixStream::connect(&proxy.socket).is_err() {
-            assert!(proxy.process.try_wait().unwrap().is_none(), "kubectl proxy has ended");
             assert!(begun.elapsed() < START, "kubectl proxy does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -55,7 +55,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        // Closes its stdin first.
         let _ = self.process.wait();
     }
 }
