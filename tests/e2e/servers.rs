@@ -96,6 +96,25 @@ fn servers_whose_services_got_other_addresses_return_there_with_their_data() {
 }
 
 #[test]
+fn servers_deleted_and_applied_again_keep_their_data_at_other_addresses() {
+    let namespace = Namespace::new("servers_deleted_and_applied_again_keep_their_data_at_other_addresses");
+    namespace.apply(&servers());
+    let voters = namespace.formed(3);
+    namespace.put(&server(0), "kept", "yes");
+    let (old, before) = (own_services(&namespace), namespace.lives(SERVERS));
+    namespace.delete(&servers());
+    namespace.apply(&servers());
+    // CoreDNS still gives the old ones, for as long as its cache keeps them.
+    let new = own_services(&namespace);
+    assert!(new.values().all(|ip| !old.values().any(|other| other == ip)), "{new:?} are not other than {old:?}");
+    namespace.wait_for("three other Pods", || are_others(&before, &namespace.lives(SERVERS)));
+    let after = namespace.formed(3);
+    assert_eq!(ids(&after), ids(&voters));
+    assert_eq!(after.into_iter().map(|one| (one.name, one.ip)).collect::<BTreeMap<_, _>>(), new);
+    assert_eq!(namespace.value(&server(2), "kept").as_deref(), Some("yes"));
+}
+
+#[test]
 fn a_server_that_returns_unready_for_three_minutes_fails_for_nobody() {
     let namespace = Namespace::new("a_server_that_returns_unready_for_three_minutes_fails_for_nobody");
     let probe = "[ ! -s /consul/data/unready ] && exec /convene/convene check ready";
