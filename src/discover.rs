@@ -47,8 +47,10 @@ pub fn show(survey: &Survey, format: Format) -> Result<String, Failure> {
             let mut found: Vec<String> = survey
                 .others
                 .iter()
-                .filter(|other| other.verdict.is_server())
-                .flat_map(|other| other.addresses().map(|ip| ip.to_string()))
+                // What only the leader lists is a server that was found already, at another address of it.
+                .filter(|other| other.verdict.is_server() && !other.listed)
+                .flat_map(|other| other.joined_at())
+                .map(|ip| ip.to_string())
                 .collect();
             found.sort();
             found.dedup();

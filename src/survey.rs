@@ -59,6 +59,8 @@ pub struct Other {
     pub name: String,
     /// Whether it is a server whatever it answers: an ordinal of our StatefulSet, or given by hand.
     pub certain: bool,
+    /// No source named it, only a leader lists it.
+    pub listed: bool,
     /// A name that Consul can join when no address is known yet.
     pub host: Option<String>,
     /// The API says that it has no address yet: somebody who asks DNS for its name now keeps it unknown for a while.
@@ -181,7 +183,7 @@ impl Surveyor {
         let unasked: BTreeSet<IpAddr> =
             listed.into_iter().filter(|ip| !asked.contains_key(ip) && !known(ip) && !own.contains(ip)).collect();
         asked.extend(self.ask_all(unasked.clone()).await);
-        others.extend(unasked.into_iter().map(|ip| Candidate::listed(ip).judged(&asked)));
+        others.extend(unasked.into_iter().map(|ip| Other { listed: true, ..Candidate::listed(ip).judged(&asked) }));
         others.sort_by(|a, b| a.name.cmp(&b.name));
         Survey { sources, reading, others, statefulset: self.statefulset.clone() }
     }

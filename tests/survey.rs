@@ -702,6 +702,10 @@ impl Seated {
     }
 
     fn init(&self, words: &[&str]) -> Ended {
+        self.call(words).run()
+    }
+
+    fn call(&self, words: &[&str]) -> Convene {
         Convene::new([
             "init",
             "--role=server",
@@ -715,7 +719,6 @@ impl Seated {
         .words(words)
         .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod")
         .env("POD_IP", self.block.ip(1).to_string())
-        .run()
     }
 
     fn rendered(&self) -> (String, Value) {
@@ -765,4 +768,35 @@ fn an_error_means_the_recorded_address_and_only_a_missing_name_that_the_service_
     seated.service(0, Answer::Addresses(ips(&seated.block, &[7])));
     seated.init(&[]).ends(0, &[]);
     assert_eq!(seated.rendered().0, seated.block.ip(7).to_string(), "a Service that was made anew has another address");
+}
+
+/// A broadcast address, which nobody can be reached at, and which never leaves the machine.
+const NOBODYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 255, 255, 255));
+
+#[test]
+fn an_address_that_dns_still_gives_for_a_service_made_anew_is_not_taken_for_good() {
+    let seated = Seated::new();
+    seated.init(&[]).ends(0, &[]);
+    seated.service(0, Answer::Addresses(vec![NOBODYS]));
+    let starting = seated.call(&[]).spawn();
+    let name = "consul-server-0.prod.svc.cluster.local.";
+    let asked = seated.dns.asked(name, RecordType::A, support::dns::Transport::Udp);
+    seated.dns.wait_for(name, RecordType::A, asked + 2);
+    seated.service(0, Answer::Addresses(ips(&seated.block, &[7])));
+    Ended::of(starting.wait_with_output().unwrap()).ends(0, &[]);
+    assert_eq!(seated.rendered().0, seated.block.ip(7).to_string());
+}
+
+#[test]
+fn a_name_of_one_label_is_not_asked_at_the_root() {
+    let dns = ScriptedDns::zone();
+    dns.set("consul.prod.svc.cluster.local.", RecordType::A, Answer::NxDomain);
+    let folder = tempfile::tempdir().unwrap();
+    let resolv = folder.path().join("resolv.conf");
+    std::fs::write(&resolv, "search prod.svc.cluster.local\nnameserver 127.0.0.1\n").unwrap();
+    let seen = Convene::new(["discover", "--format=json", "--discover=dns:consul"])
+        .words([format!("--nameserver={}", dns.addr()), format!("--resolv-conf={}", resolv.display())])
+        .run();
+    assert_eq!(json(&seen)["sources"][0]["named"], 0);
+    assert!(dns.log().iter().all(|asked| asked.name != "consul."), "{:?}", dns.log());
 }

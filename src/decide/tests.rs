@@ -28,6 +28,7 @@ fn other(last: u8, verdict: Verdict) -> Other {
     Other {
         name: format!("s{last}"),
         certain: true,
+        listed: false,
         host: Some(format!("s{last}.consul")),
         awaited: false,
         port: None,

@@ -314,6 +314,7 @@ impl Candidate {
         Other {
             name: self.name,
             certain: self.kind != Kind::Found,
+            listed: false,
             host: self.host,
             awaited,
             port: self.port,

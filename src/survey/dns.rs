@@ -182,7 +182,10 @@ impl Dns {
             return vec![format!("{name}.{}.", self.cluster_domain)];
         }
         let mut names: Vec<String> = self.search.iter().map(|entry| format!("{name}.{entry}.")).collect();
-        names.push(format!("{name}."));
+        // A single label is nobody's absolute name, and the root's servers may refuse to say so.
+        if names.is_empty() || name.contains('.') {
+            names.push(format!("{name}."));
+        }
         names
     }
 

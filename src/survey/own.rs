@@ -19,6 +19,12 @@ use uuid::Uuid;
 
 /// How long the own ClusterIP may take to lead to us: endpoints are programmed some seconds after the Pod has its address.
 const HAIRPIN: Duration = Duration::from_secs(10);
+/// How long DNS may go on giving the address of a Service that was deleted: CoreDNS caches for 30 s.
+const STALE: Duration = Duration::from_secs(45);
+/// As every other wait.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How often the address is asked for again meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The absolute name of a Service in our namespace, or of a Pod behind one, without the dot at its end.
 pub fn service_host(name: &str, settings: &Survey) -> String {
@@ -40,44 +46,75 @@ pub async fn find(
         return Ok(None);
     }
     let recorded = record.filter(|record| record.stable).and_then(|record| record.advertise);
-    let service = match look(local, settings, dns, kube).await {
-        Ok(service) => service,
-        Err(error) => {
-            return match (recorded, record) {
-                (Some(recorded), _) => {
-                    warn!("{error}; the recorded address {recorded} is used");
-                    Ok(Some(recorded))
-                }
-                // Recorded with the Pod's address; or nobody to ask, now and later.
-                (None, Some(_)) => Ok(None),
-                (None, None) if error.nobody_to_ask && local.stable == Stable::IfThere => Ok(None),
-                (None, None) => Err(format!(
-                    "whether Service {} exists cannot be told: {error}; this ends when: the Kubernetes API or DNS answers",
-                    local.owner.pod
-                )),
-            };
+    let begun = Instant::now();
+    let mut said = begun;
+    let patience = if recorded.is_some() { STALE } else { HAIRPIN };
+    loop {
+        let found = match look(local, settings, dns, kube).await {
+            Ok(found) => found,
+            Err(error) => return not_known(local, &error, recorded, record.is_some()),
+        };
+        let Some(ip) = found.stable(local, recorded) else { return missing(local, recorded) };
+        // What the API says is true now; DNS may give the address that an earlier Service of this name had.
+        if recorded.is_some() && found.described.is_some() {
+            return Ok(Some(ip));
         }
-    };
-    let found = &service.ips;
-    // A headless Service of that name gives the Pod's own address, which is not stable.
-    let stable = found.iter().filter(|ip| !local.own_addresses.contains(ip));
-    let same_family = stable.clone().find(|ip| local.own_addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
-    let Some(ip) = same_family.or(stable.clone().next()).copied() else {
-        return missing(local, recorded);
-    };
-    if recorded.is_some() || hairpin(ip, local.peer.server).await {
-        return Ok(Some(ip));
+        let left = patience.saturating_sub(begun.elapsed());
+        if hairpin(ip, local.peer.server, left.min(LOOK_AGAIN)).await {
+            return Ok(Some(ip));
+        }
+        if begun.elapsed() < patience {
+            if said.elapsed() >= SAY_EVERY {
+                said = Instant::now();
+                warn!(
+                    waited_s = begun.elapsed().as_secs(),
+                    "waiting: {ip}, which DNS gives for Service {}, does not lead to this Pod; it may be that of an earlier Service, \
+                     and DNS forget it soon",
+                    local.owner.pod
+                );
+            }
+            continue;
+        }
+        let why = format!(
+            "this Pod does not reach its own Service address {ip} within {} s (hairpin), without which Consul does not form: {}",
+            patience.as_secs(),
+            found.fault(&local.owner.pod, local.peer.server)
+        );
+        if recorded.is_some() {
+            // A server with data starts in any case, and where the others know it.
+            warn!(
+                "{why}; it is advertised all the same, since this server advertised {} before",
+                recorded.unwrap_or(ip)
+            );
+            return Ok(Some(ip));
+        }
+        if local.stable == Stable::Always {
+            return Err(format!("{why}; this ends when: that is mended, or --advertise=pod is given"));
+        }
+        warn!("{why}; the Pod's own address is advertised");
+        return Ok(None);
     }
-    let why = format!(
-        "this Pod does not reach its own Service address {ip} within {} s (hairpin), without which Consul does not form: {}",
-        HAIRPIN.as_secs(),
-        service.fault(&local.owner.pod, local.peer.server)
-    );
-    if local.stable == Stable::Always {
-        return Err(format!("{why}; this ends when: that is mended, or --advertise=pod is given"));
+}
+
+/// Neither the API nor DNS tells.
+fn not_known(
+    local: &Local,
+    error: &NotKnown,
+    recorded: Option<IpAddr>,
+    has_record: bool,
+) -> Result<Option<IpAddr>, String> {
+    match recorded {
+        Some(recorded) => {
+            warn!("{error}; the recorded address {recorded} is used");
+            Ok(Some(recorded))
+        }
+        // Recorded with the Pod's address; or nobody to ask, now and later.
+        None if has_record || (error.nobody_to_ask && local.stable == Stable::IfThere) => Ok(None),
+        None => Err(format!(
+            "whether Service {} exists cannot be told: {error}; this ends when: the Kubernetes API or DNS answers",
+            local.owner.pod
+        )),
     }
-    warn!("{why}; the Pod's own address is advertised");
-    Ok(None)
 }
 
 /// Whether our Service has another address by now than the one that the agent advertises: the sentence that says so.
@@ -142,6 +179,15 @@ async fn look(local: &Local, settings: &Survey, dns: &Dns, kube: Option<&Kube>) 
 // === impl Found ===
 
 impl Found {
+    /// The address that outlives the Pod; the recorded one where there are several, else one of our own family.
+    fn stable(&self, local: &Local, recorded: Option<IpAddr>) -> Option<IpAddr> {
+        // A headless Service of that name gives the Pod's own address, which is not stable.
+        let stable: Vec<IpAddr> = self.ips.iter().filter(|ip| !local.own_addresses.contains(ip)).copied().collect();
+        let same = |ip: &&IpAddr| local.own_addresses.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        let first = stable.iter().find(|ip| recorded == Some(**ip)).or_else(|| stable.iter().find(same));
+        first.or(stable.first()).copied()
+    }
+
     /// What probably keeps it from leading to our Pod.
     fn fault(&self, pod: &str, port: u16) -> String {
         match &self.described {
@@ -182,9 +228,13 @@ fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<Option<IpAddr>, St
 }
 
 /// Whether our own Service address leads back to us: we listen on the server port for a moment, and dial.
-async fn hairpin(ip: IpAddr, port: u16) -> bool {
+async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
     let any: IpAddr = if ip.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let Ok(listener) = TcpListener::bind(SocketAddr::new(any, port)).await else { return false };
+    let Ok(listener) = TcpListener::bind(SocketAddr::new(any, port)).await else {
+        // Somebody has the port: an agent that is about to end, or one that is none of ours.
+        sleep(within).await;
+        return false;
+    };
     let word = Uuid::new_v4().into_bytes();
     let greet = async {
         loop {
@@ -196,7 +246,7 @@ async fn hairpin(ip: IpAddr, port: u16) -> bool {
     };
     let dial = async {
         let begun = Instant::now();
-        while begun.elapsed() < HAIRPIN {
+        while begun.elapsed() < within {
             if timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
                 return true;
             }

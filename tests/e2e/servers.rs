@@ -3,7 +3,7 @@
 use crate::support::kubernetes::breaking::Broken;
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, Voter, patch, server};
 use crate::support::skip::needs_cluster_tool;
-use crate::{anywhere, servers};
+use crate::{anywhere, by_dns, servers};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -96,14 +96,15 @@ fn servers_whose_services_got_other_addresses_return_there_with_their_data() {
 }
 
 #[test]
-fn servers_deleted_and_applied_again_keep_their_data_at_other_addresses() {
-    let namespace = Namespace::new("servers_deleted_and_applied_again_keep_their_data_at_other_addresses");
-    namespace.apply(&servers());
+fn servers_deleted_and_applied_again_keep_their_data_although_dns_gives_old_addresses() {
+    let namespace =
+        Namespace::new("servers_deleted_and_applied_again_keep_their_data_although_dns_gives_old_addresses");
+    namespace.apply(&by_dns());
     let voters = namespace.formed(3);
     namespace.put(&server(0), "kept", "yes");
     let (old, before) = (own_services(&namespace), namespace.lives(SERVERS));
-    namespace.delete(&servers());
-    namespace.apply(&servers());
+    namespace.delete(&by_dns());
+    namespace.apply(&by_dns());
     // CoreDNS still gives the old ones, for as long as its cache keeps them.
     let new = own_services(&namespace);
     assert!(new.values().all(|ip| !old.values().any(|other| other == ip)), "{new:?} are not other than {old:?}");
