@@ -204,6 +204,9 @@ pub struct SurveyArgs {
     /// How many servers the StatefulSet has, where the Kubernetes API does not say (1 to 99; default: --expect)
     #[arg(long, env = "CONVENE_REPLICAS", value_name = "N")]
     pub replicas: Option<String>,
+    /// auto (a claim on the cluster is kept in Kubernetes where the API can be asked, so that wiped disks found no second one) or off
+    #[arg(long, env = "CONVENE_CLAIM", value_name = "WHEN")]
+    pub claim: Option<String>,
     /// The StatefulSet's first ordinal, where the Kubernetes API does not say (0 to 9999; default 0)
     #[arg(long, env = "CONVENE_ORDINALS_START", value_name = "N")]
     pub ordinals_start: Option<String>,
@@ -218,6 +221,12 @@ pub struct NodeArgs {
     /// Make the data folder when it is missing (for a laptop; in a Pod a missing folder is a missing mount)
     #[arg(long, env = "CONVENE_CREATE_DATA_DIR", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub create_data_dir: Option<String>,
+    /// What to do with a volume that belongs to another Pod: keep (it was restored or renamed) or fresh (without its data) (default: refuse)
+    #[arg(long, env = "CONVENE_ADOPT_VOLUME", value_name = "HOW")]
+    pub adopt_volume: Option<String>,
+    /// force:ID founds a new cluster although the claim ID says that there was one, once
+    #[arg(long, env = "CONVENE_NEW_CLUSTER", value_name = "FORCE")]
+    pub new_cluster: Option<String>,
     /// How long to wait before giving up with 75 (default: no limit)
     #[arg(long, env = "CONVENE_WAIT", value_name = "DURATION")]
     pub wait: Option<String>,

@@ -4,7 +4,9 @@
 //! numbered as in the design and in every message; the first one that fits decides. Ourselves never count as evidence, and
 //! an error never counts as an empty answer.
 
-use crate::settings::Role;
+use crate::claim::{Claim, Seen, Step};
+use crate::exit::Code;
+use crate::settings::{Adopt, Owner, Role};
 use crate::survey::agents::{Reported, Verdict};
 use crate::survey::{Other, Survey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +18,18 @@ use std::net::{IpAddr, SocketAddr};
 pub enum Rule {
     /// 1: a client joins the servers.
     Client = 1,
+    /// 2: the volume belongs to another Pod.
+    Owner = 2,
+    /// 3: a server that left comes back as an empty one.
+    Left = 3,
     /// 4: a server with raft data rejoins.
     Rejoin = 4,
     /// 5: an empty server joins the cluster that another one reports.
     Join = 5,
+    /// 6: the claim says that there was a cluster.
+    Claimed = 6,
+    /// 7: the claim cannot be read.
+    Unreadable = 7,
     /// 8: nobody reports a cluster, so one is founded.
     Found = 8,
 }
@@ -44,8 +54,21 @@ pub struct Start {
     pub expect: Option<u32>,
     /// Whom to join, the best first.
     pub join: Vec<Target>,
+    /// What must stand in the claim before the agent starts.
+    pub claim: Option<Step>,
+    /// The raft data on the volume is moved aside first, and with [`Fresh::AndUnknown`] the node ID too.
+    pub fresh: Option<Fresh>,
     /// Why, in one sentence.
     pub why: String,
+}
+
+/// A start without the data that is on the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fresh {
+    /// As the same server.
+    AsItself,
+    /// As a server that nobody knows.
+    AndUnknown,
 }
 
 /// Why nothing starts yet.
@@ -57,6 +80,8 @@ pub struct Wait {
     pub why: String,
     /// What would end the wait, or what a person can do.
     pub cure: String,
+    /// Our predecessor may be taken out of the cluster, asked of the server at this address.
+    pub remove_at: Option<IpAddr>,
 }
 
 /// Why nothing will start.
@@ -64,6 +89,8 @@ pub struct Wait {
 pub struct Refusal {
     /// Which rule.
     pub rule: Rule,
+    /// The exit code.
+    pub code: Code,
     /// What is wrong.
     pub why: String,
     /// What a person can do.
@@ -94,6 +121,12 @@ pub struct Us {
     pub addresses: BTreeSet<IpAddr>,
     /// Whether somebody joins servers that are found after the start: `run` does, an init container is gone by then.
     pub joins_later: bool,
+    /// Who we are.
+    pub owner: Owner,
+    /// What is done with a volume of somebody else.
+    pub adopt: Option<Adopt>,
+    /// The ID of a claim that may be given up for a new cluster.
+    pub force: Option<String>,
 }
 
 /// What the volume holds.
@@ -103,6 +136,10 @@ pub struct Disk {
     pub raft_data: bool,
     /// There is a record.
     pub recorded: bool,
+    /// Whose volume the record says it is.
+    pub owner: Option<Owner>,
+    /// The record says that we left.
+    pub left: bool,
     /// The addresses that an earlier start had. By now they may be another server's.
     pub earlier_addresses: BTreeSet<IpAddr>,
     /// The expect that an earlier start rendered.
@@ -114,17 +151,106 @@ pub struct Disk {
 }
 
 /// Decides.
-pub fn decide(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+pub fn decide(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
     if us.role == Role::Client {
         return client(survey, disk);
     }
+    let formed = survey.others.iter().any(|other| matches!(other.verdict, Verdict::Formed(_)));
+    if let Some(owner) = disk.owner.as_ref().filter(|owner| is_another(owner, &us.owner)) {
+        match us.adopt {
+            None => return Decision::Refuse(foreign(owner, &us.owner)),
+            Some(Adopt::Keep) => {}
+            Some(Adopt::Fresh) if formed => {
+                return fresh(join(us, survey, disk, claim), Fresh::AndUnknown, Rule::Owner);
+            }
+            Some(Adopt::Fresh) => {
+                return wait(
+                    Rule::Owner,
+                    "--adopt-volume=fresh moves this volume's data aside, and no other server reports a cluster to join".to_owned(),
+                    "a server of the cluster answers; to found a new one use an empty volume",
+                );
+            }
+        }
+    }
     if disk.raft_data {
+        if disk.left
+            && let Decision::Start(start) = join(us, survey, disk, claim)
+        {
+            return fresh(Decision::Start(start), Fresh::AsItself, Rule::Left);
+        }
         return rejoin(us, survey, disk);
     }
-    if survey.others.iter().any(|other| matches!(other.verdict, Verdict::Formed(_))) {
-        return join(us, survey, disk);
+    if formed {
+        return join(us, survey, disk, claim);
     }
-    found(us, survey)
+    match claim {
+        Seen::Claimed(Claim { formed: true, id, .. }) if us.force.as_ref() != Some(id) => claimed(id),
+        Seen::Unreadable(why) => wait(
+            Rule::Unreadable,
+            format!(
+                "our disk is empty, no server reports a cluster, and whether there was one cannot be told: {why}{}",
+                failures(survey)
+            ),
+            "the claim can be read; or give --claim=off, and wiped disks found a new cluster",
+        ),
+        _ => found(us, survey, claim),
+    }
+}
+
+/// Whether a record's owner is not us. What one of both does not know is no difference.
+fn is_another(recorded: &Owner, us: &Owner) -> bool {
+    let differ = |one: &Option<String>, other: &Option<String>| one.is_some() && other.is_some() && one != other;
+    recorded.pod != us.pod
+        || differ(&recorded.namespace, &us.namespace)
+        || differ(&recorded.statefulset, &us.statefulset)
+}
+
+/// Rule 2.
+fn foreign(recorded: &Owner, us: &Owner) -> Refusal {
+    let of = |owner: &Owner| match &owner.namespace {
+        Some(namespace) => format!("Pod {} in namespace {namespace}", owner.pod),
+        None => owner.pod.clone(),
+    };
+    Refusal {
+        rule: Rule::Owner,
+        code: Code::Contradiction,
+        why: format!("this volume belongs to {}, and we are {}", of(recorded), of(us)),
+        cure: "mount the right volume; when it was restored or renamed for all servers alike give --adopt-volume=keep, and to \
+               start without its data --adopt-volume=fresh"
+            .to_owned(),
+    }
+}
+
+/// Rules 2 and 3: joins as an empty server, with the data moved aside.
+fn fresh(decision: Decision, fresh: Fresh, rule: Rule) -> Decision {
+    match decision {
+        Decision::Start(start) => Decision::Start(Start {
+            rule,
+            fresh: Some(fresh),
+            why: format!(
+                "{} and {}",
+                if fresh == Fresh::AsItself {
+                    "this server had left, so its data is moved aside"
+                } else {
+                    "the data of another server is moved aside"
+                },
+                start.why.trim_start_matches("the disk is empty and ")
+            ),
+            ..start
+        }),
+        other => other,
+    }
+}
+
+/// Rule 6.
+fn claimed(id: &str) -> Decision {
+    wait(
+        Rule::Claimed,
+        "our disk is empty and no server reports a cluster, but the claim says that there was one".to_owned(),
+        &format!(
+            "a server that has its data comes back; when all data is lost for good, give --new-cluster=force:{id} to one server, which founds anew, once"
+        ),
+    )
 }
 
 /// Rule 1.
@@ -138,7 +264,7 @@ fn client(survey: &Survey, disk: &Disk) -> Decision {
         );
     }
     let why = format!("a client joins the servers: {}", count(join.len(), "address or name", "addresses or names"));
-    Decision::Start(Start { rule: Rule::Client, expect: None, join, why })
+    Decision::Start(Start { rule: Rule::Client, expect: None, join, claim: None, fresh: None, why })
 }
 
 /// Rule 4: starts even if everybody is silent.
@@ -154,13 +280,14 @@ fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
             "the volume holds raft data and no leader was ever seen: rejoin, and keep bootstrap_expect {expect} until the formation ends"
         ),
     };
-    Decision::Start(Start { rule: Rule::Rejoin, expect, join: targets(survey, &disk.last_servers), why })
+    let join = targets(survey, &disk.last_servers);
+    Decision::Start(Start { rule: Rule::Rejoin, expect, join, claim: None, fresh: None, why })
 }
 
 /// Rule 5: an empty server at an address that the cluster still lists would grant any vote, and acknowledged writes can be
 /// lost that way. One list is not enough, because it shows the latest configuration, also an uncommitted one: every server
 /// that the leader lists must itself have answered, know that leader and lack us.
-fn join(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+fn join(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
     let formed: BTreeMap<IpAddr, (&Other, &Reported)> = survey
         .others
         .iter()
@@ -169,17 +296,21 @@ fn join(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
         .collect();
     // An earlier address of ours at which another server answers is that server's now.
     let answers = |ip: &IpAddr| survey.others.iter().any(|other| other.reports.get(ip).is_some_and(Verdict::is_server));
-    let ours = |ip: &IpAddr| us.addresses.contains(ip) || (disk.earlier_addresses.contains(ip) && !answers(ip));
+    let claimed = |ip: &IpAddr| matches!(claim, Seen::Claimed(claim) if claim.addresses.contains(ip));
+    let earlier = |ip: &IpAddr| disk.earlier_addresses.contains(ip) || claimed(ip);
+    let ours = |ip: &IpAddr| us.addresses.contains(ip) || (earlier(ip) && !answers(ip));
     for (other, reported) in formed.values() {
         if let Some(listed) = reported.peers.iter().find(|peer| ours(&peer.ip())) {
-            return wait(
-                Rule::Join,
-                format!(
+            return Decision::Wait(Wait {
+                rule: Rule::Join,
+                why: format!(
                     "our disk is empty, and {} still lists our address {listed} among its raft peers: an empty server there could vote for a leader that lacks acknowledged writes",
                     other.name
                 ),
-                "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed",
-            );
+                cure: "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed"
+                    .to_owned(),
+                remove_at: healthy_leader(&formed, &ours),
+            });
         }
     }
     let Some((leader, reported)) = formed.iter().find_map(|(ip, (_, reported))| {
@@ -210,11 +341,25 @@ fn join(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
         "the disk is empty and leader {leader} has {}, none of them ours: join it",
         count(reported.peers.len(), "raft peer", "raft peers")
     );
-    Decision::Start(Start { rule: Rule::Join, expect: None, join: targets(survey, &[]), why })
+    let join = targets(survey, &[]);
+    Decision::Start(Start { rule: Rule::Join, expect: None, join, claim: None, fresh: None, why })
+}
+
+/// The leader's address, when every server that it lists but ourselves has answered and knows it, and they are a majority: then
+/// the removal of our predecessor costs the cluster nothing.
+fn healthy_leader(formed: &BTreeMap<IpAddr, (&Other, &Reported)>, ours: &impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    formed.iter().find_map(|(ip, (_, reported))| {
+        let leader = reported.leader.filter(|leader| leader.ip() == *ip)?;
+        let others = || reported.peers.iter().filter(|peer| !ours(&peer.ip()));
+        let agrees =
+            |peer: &&SocketAddr| formed.get(&peer.ip()).is_some_and(|(_, theirs)| theirs.leader == Some(leader));
+        let healthy = others().all(|peer| agrees(&peer)) && others().count() * 2 > reported.peers.len();
+        healthy.then_some(*ip)
+    })
 }
 
 /// Rule 8: every other server is absent or never formed.
-fn found(us: &Us, survey: &Survey) -> Decision {
+fn found(us: &Us, survey: &Survey, claim: &Seen) -> Decision {
     if let Some(other) = survey.others.iter().find(|other| matches!(other.verdict, Verdict::Unknown(_))) {
         return wait(
             Rule::Found,
@@ -230,7 +375,14 @@ fn found(us: &Us, survey: &Survey) -> Decision {
             "the source answers: an error is not an empty answer",
         );
     }
-    let Some(expect) = us.expect else {
+    // What the first server claimed counts for all, whatever their manifests say by now.
+    let (expect, claim) = match claim {
+        Seen::Claimed(claim) if !claim.formed && claim.expect.is_some() => (claim.expect, None),
+        Seen::Claimed(claim) => (us.expect, Some(Some(claim.id.clone()))),
+        Seen::Absent => (us.expect, Some(None)),
+        Seen::Unused | Seen::Unreadable(_) => (us.expect, None),
+    };
+    let Some(expect) = expect else {
         return wait(
             Rule::Found,
             format!("no server reports a cluster, and without --expect this one founds none{}", failures(survey)),
@@ -249,6 +401,8 @@ fn found(us: &Us, survey: &Survey) -> Decision {
             "give --expect=auto, or scale the StatefulSet",
         );
     }
+    let claim = claim.map(|over| Step::Found { expect, over });
+    let us = &Us { expect: Some(expect), ..us.clone() };
     let join = targets(survey, &[]);
     let needed = if us.within_expect() { (expect as usize).saturating_sub(1) } else { 1 };
     let named = survey.servers().filter(|other| !other.awaited).count().min(join.len());
@@ -265,13 +419,13 @@ fn found(us: &Us, survey: &Survey) -> Decision {
         let why = format!(
             "nobody reports a cluster: wait for the first {expect} servers to found it, as a server beyond them"
         );
-        return Decision::Start(Start { rule: Rule::Found, expect: None, join, why });
+        return Decision::Start(Start { rule: Rule::Found, expect: None, join, claim, fresh: None, why });
     }
     let why = format!(
         "the disk is empty and nobody reports a cluster: found one of {}",
         count(expect as usize, "server", "servers")
     );
-    Decision::Start(Start { rule: Rule::Found, expect: Some(expect), join, why })
+    Decision::Start(Start { rule: Rule::Found, expect: Some(expect), join, claim, fresh: None, why })
 }
 
 /// bootstrap_expect 1 elects itself without asking anybody, so it is for a cluster of one.
@@ -279,6 +433,7 @@ fn lone_founder(expect: u32, survey: &Survey) -> Option<Refusal> {
     let others = survey.servers().count();
     (expect == 1 && others > 0).then(|| Refusal {
         rule: Rule::Found,
+        code: Code::Usage,
         why: format!(
             "expect is 1, which founds a cluster alone, but there {} ({})",
             if others == 1 { "is another server" } else { "are other servers" },
@@ -293,6 +448,7 @@ fn half_founder(expect: u32, replicas: Option<u32>) -> Option<Refusal> {
     let replicas = replicas.filter(|replicas| expect * 2 <= *replicas)?;
     Some(Refusal {
         rule: Rule::Found,
+        code: Code::Usage,
         why: format!(
             "expect is {expect} and the StatefulSet has {replicas} replicas: both sides of a cut could found a cluster"
         ),
@@ -322,7 +478,7 @@ fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
 }
 
 fn wait(rule: Rule, why: String, cure: &str) -> Decision {
-    Decision::Wait(Wait { rule, why, cure: cure.to_owned() })
+    Decision::Wait(Wait { rule, why, cure: cure.to_owned(), remove_at: None })
 }
 
 fn failures(survey: &Survey) -> String {
@@ -375,7 +531,9 @@ impl Rule {
     /// One word for what it does, as the reason of an Event.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Client | Self::Join => "Joining",
+            Self::Client | Self::Left | Self::Join => "Joining",
+            Self::Owner => "Adopting",
+            Self::Claimed | Self::Unreadable => "Waiting",
             Self::Rejoin => "Rejoining",
             Self::Found => "Founding",
         }

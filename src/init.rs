@@ -6,14 +6,15 @@
 
 use crate::api::consul::ApiError;
 use crate::api::kube::{Event, Kube, StatefulSet};
-use crate::decide::{Decision, Start, Us, decide};
+use crate::claim::{Claims, Seen};
+use crate::decide::{Decision, Fresh, Start, Us, decide};
 use crate::events::Events;
 use crate::exit::{Code, Failure};
 use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
 use crate::render::render;
-use crate::settings::{Leave, Local, Node, Role, Seat};
+use crate::settings::{Leave, Local, Node, Role, Seat, Survey as Settings};
 use crate::survey::dns::Dns;
 use crate::survey::statefulset::Shape;
 use crate::survey::{Other, Survey, Surveyor, own};
@@ -66,7 +67,7 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let mut owner = node.local.owner.clone();
     owner.namespace = owner.namespace.or_else(|| node.survey.namespace.clone());
     let events = Events::on(events, &owner);
-    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None, events };
+    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None, events, asked: None };
     match settled(node, how, kube, &mut waiting).await {
         Ok((node, volume, surveyor, held, agent_lock)) => {
             Ok(Prepared { node, volume, surveyor, waiting: held, agent_lock, events: waiting.events })
@@ -94,6 +95,20 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     let node = at_own_address(node, &dns, kube.as_ref(), &holding, waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
     let (start, survey) = settle(&node, how.joins_later, &mut surveyor, &holding, waiting).await?;
+    let holding = match start.fresh {
+        Some(fresh) => {
+            let unknown = fresh == Fresh::AndUnknown;
+            volume.set_aside(unknown).map_err(|error| volume_failure(&error))?;
+            warn!(folder = %volume.folder().join("aside").display(), "moved the data of an earlier life aside");
+            Holding {
+                raft_data: false,
+                node_id: holding.node_id.filter(|_| !unknown),
+                record: holding.record.filter(|_| !unknown),
+                ..holding
+            }
+        }
+        None => holding,
+    };
     let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
     let record = record(&node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
@@ -184,11 +199,22 @@ struct Waiting {
     said: Option<(String, Instant)>,
     /// Tells it where it lasts.
     events: Events,
+    /// When the leader was last asked to remove our predecessor.
+    asked: Option<Instant>,
 }
 
 // === impl Waiting ===
 
 impl Waiting {
+    /// Whether it is time to ask the leader again.
+    fn may_ask(&mut self) -> bool {
+        let may = self.asked.is_none_or(|at| at.elapsed() >= SAY_EVERY);
+        if may {
+            self.asked = Some(Instant::now());
+        }
+        may
+    }
+
     /// Says why, when that is news, and pauses.
     async fn once_more(&mut self, line: String) -> Result<(), Failure> {
         let elapsed = self.begun.elapsed();
@@ -225,28 +251,77 @@ async fn settle(
     waiting: &mut Waiting,
 ) -> Result<(Start, Survey), Failure> {
     let disk = holding.disk();
+    let claims = claims(&node.local, &node.survey, surveyor.kube());
     loop {
         let survey = surveyor.survey().await;
-        if let (Role::Server, Some(told)) = (node.role, &survey.statefulset) {
+        let told = survey.statefulset.as_ref();
+        if let (Role::Server, Some(told)) = (node.role, told) {
             refuse_one_by_one(told, &node.local)?;
         }
-        match decide(&us(node, joins_later, survey.statefulset.as_ref()), &survey, &disk) {
+        // A volume with data starts whatever the claim says.
+        let claim = match &claims {
+            Some(claims) if !disk.raft_data => claims.read(told).await,
+            _ => Seen::Unused,
+        };
+        match decide(&us(node, joins_later, told), &survey, &disk, &claim) {
             Decision::Start(start) => {
+                if let (Some(step), Some(claims)) = (&start.claim, &claims) {
+                    match claims.write(told, step, node.local.advertise).await {
+                        Ok(true) => info!(claim = claims.name(), "claimed: a cluster is being founded"),
+                        // Another server was quicker: what it wrote counts.
+                        Ok(false) => continue,
+                        Err(why) => {
+                            waiting
+                                .once_more(format!("rule 7: {why}; this ends when: the claim can be written"))
+                                .await?;
+                            continue;
+                        }
+                    }
+                }
                 tell(&survey, &start, waiting.begun);
                 waiting.events.tell(Event { reason: start.rule.word(), warning: false, message: start.why.clone() });
                 return Ok((start, survey));
             }
             Decision::Refuse(refusal) => {
                 return Err(Failure::new(
-                    Code::Usage,
+                    refusal.code,
                     format!("rule {}: {}; {}", refusal.rule, refusal.why, refusal.cure),
                 ));
             }
             Decision::Wait(wait) => {
-                waiting.once_more(format!("rule {}: {}; this ends when: {}", wait.rule, wait.why, wait.cure)).await?;
+                let asked = match wait.remove_at {
+                    Some(leader) if waiting.may_ask() => remove(node, surveyor, leader).await,
+                    _ => String::new(),
+                };
+                let line = format!("rule {}: {}{asked}; this ends when: {}", wait.rule, wait.why, wait.cure);
+                waiting.once_more(line).await?;
             }
         }
     }
+}
+
+/// Asks the leader to take our predecessor out, whose disk is gone; gives what to say of it.
+async fn remove(node: &Node, surveyor: &Surveyor, leader: IpAddr) -> String {
+    let asked = match surveyor.peers().at(leader) {
+        Ok(agent) => agent.force_leave(&node.local.node_name).await,
+        Err(error) => Err(error),
+    };
+    match asked {
+        Ok(()) => {
+            info!(server = %leader, node = node.local.node_name, "asked the leader to remove our predecessor");
+            format!("; {leader} was asked to remove it")
+        }
+        Err(error) if error.is_denied() => format!(
+            "; {leader} may not remove it for us: a token with the policy operator = \"write\" is needed, which goes to other servers over verified TLS only"
+        ),
+        Err(error) => format!("; {leader} did not remove it: {error}"),
+    }
+}
+
+/// Where our claim is kept, when one is.
+pub fn claims(local: &Local, survey: &Settings, kube: Option<&(Kube, String)>) -> Option<Claims> {
+    let ((kube, namespace), statefulset) = (kube?, local.owner.statefulset.clone()?);
+    survey.claims.then(|| Claims::new(kube.clone(), namespace.clone(), statefulset, local.owner.pod.clone()))
 }
 
 /// The raft peers that each server lists which knows a leader.
@@ -306,6 +381,9 @@ fn us(node: &Node, joins_later: bool, told: Option<&StatefulSet>) -> Us {
         position: node.local.seat.as_ref().and_then(position),
         addresses: node.local.own_addresses.iter().copied().collect(),
         joins_later,
+        owner: node.local.owner.clone(),
+        adopt: node.adopt,
+        force: node.force.clone(),
     }
 }
 

@@ -32,6 +32,8 @@ pub mod decide;
 
 pub mod record;
 
+pub mod claim;
+
 pub mod render;
 
 pub mod init;

@@ -29,6 +29,9 @@ pub const FOLDER: &str = "convene";
 const RECORD: &str = "record.json";
 const NODE_ID: &str = "node-id";
 const TEMP: &str = "next.tmp";
+const ASIDE: &str = "aside";
+/// What Consul keeps of a cluster.
+const AGENT_DATA: [&str; 3] = ["raft", "serf", "server_metadata.json"];
 
 /// What convene remembers of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,6 +310,40 @@ impl Volume {
         self.write(&path, &text)
     }
 
+    /// Moves an agent's data into our folder, where one generation is kept; with `identity` its node ID and our record too. What
+    /// was moved already, before a kill, stays where it is.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`].
+    pub fn set_aside(&self, identity: bool) -> Result<(), RecordError> {
+        self.make_folder()?;
+        let aside = self.folder().join(ASIDE);
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |cause| RecordError::Io { action, path, cause }
+        };
+        let record = self.folder().join(RECORD);
+        let ids = [self.dir.join(NODE_ID), record];
+        let data = AGENT_DATA.iter().map(|name| self.dir.join(name));
+        let all: Vec<PathBuf> = data.chain(ids.into_iter().filter(|_| identity)).filter(|path| path.exists()).collect();
+        // Only a whole generation takes the place of another one.
+        if self.dir.join("raft").exists() && aside.exists() {
+            fs::remove_dir_all(&aside).map_err(io("write", &aside))?;
+        }
+        match DirBuilder::new().mode(0o700).create(&aside) {
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
+            made => made.map_err(io("make", &aside))?,
+        }
+        for path in all {
+            let Some(name) = path.file_name() else { continue };
+            fs::rename(&path, aside.join(name)).map_err(io("write", &path))?;
+        }
+        sync_folder(&aside)
+            .and_then(|()| sync_folder(&self.folder()))
+            .and_then(|()| sync_folder(&self.dir))
+            .map_err(io("write", &aside))
+    }
+
     /// Changes the record as it stands now: a hook may have written it meanwhile. Without a record nothing is done.
     ///
     /// # Errors
@@ -442,6 +479,8 @@ impl Holding {
         Disk {
             raft_data: self.raft_data,
             recorded: record.is_some(),
+            owner: record.map(|record| record.owner.clone()),
+            left: record.is_some_and(|record| record.left),
             earlier_addresses: record.map(|record| record.addresses.iter().copied().collect()).unwrap_or_default(),
             frozen_expect: record.and_then(|record| record.expect),
             formed: record.is_some_and(|record| record.formed),

@@ -11,7 +11,7 @@ use crate::api::consul::Agent;
 use crate::api::kube::Kube;
 use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
-use crate::init::{How, Prepared, prepare, settings_failure, volume_failure};
+use crate::init::{How, Prepared, claims, prepare, settings_failure, volume_failure};
 use crate::record::Volume;
 use crate::settings::{Leave, Local, Node, Role, Stop, Survey};
 use crate::stop::deadline;
@@ -126,7 +126,8 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
     let surveyor = Surveyor::new(&local, &survey, Dns::new(&survey), kube).map_err(|error| settings_failure(&error))?;
     info!(role = %role, node = local.node_name, "watching beside the agent");
-    let watching = Watch::new(&local, role, agent, volume, surveyor).watch(None);
+    let claims = claims(&local, &survey, surveyor.kube());
+    let watching = Watch::new(&local, role, agent, volume, surveyor, claims).watch(None);
     tokio::pin!(watching);
     loop {
         tokio::select! {
@@ -161,7 +162,8 @@ async fn supervise(
     prepared: Prepared,
 ) -> Result<u8, Failure> {
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
-    let watch = Watch::new(&node.local, node.role, agent, volume.clone(), surveyor);
+    let claims = claims(&node.local, &node.survey, surveyor.kube());
+    let watch = Watch::new(&node.local, node.role, agent, volume.clone(), surveyor, claims);
     let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
     let mut stopping: Option<Stopping> = None;
     let code = loop {

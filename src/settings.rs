@@ -25,8 +25,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use values::{
-    advertise, bind_address, data_dir, listening, missing, node_name, numbers, peer_ports, pod_ips, pod_name,
-    resolving, role_of, sources, value,
+    advertise, bind_address, claim_wanted, data_dir, forced, listening, missing, node_name, numbers, peer_ports,
+    pod_ips, pod_name, resolving, role_of, sources, value,
 };
 pub use values::{config_out, kubernetes};
 
@@ -81,6 +81,15 @@ pub enum Stable {
     IfThere,
     /// Yes; it is waited for.
     Always,
+}
+
+/// What is done with a volume that belongs to another Pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adopt {
+    /// It was restored or renamed, all servers alike: go on with its data.
+    Keep,
+    /// Go on without its data, as a new server.
+    Fresh,
 }
 
 /// A server's place in its StatefulSet.
@@ -153,6 +162,8 @@ pub struct Survey {
     pub ordinals_start: Option<u32>,
     /// How the Kubernetes API is asked, if at all.
     pub kubernetes: Option<Access>,
+    /// Whether a claim is kept there.
+    pub claims: bool,
     /// The other Pods' own Services are asked for before the headless one.
     pub stable: bool,
 }
@@ -172,6 +183,10 @@ pub struct Node {
     pub create_data_dir: bool,
     /// How long to wait; `None`: without limit.
     pub wait: Option<Duration>,
+    /// What is done with another Pod's volume; `None`: it is refused.
+    pub adopt: Option<Adopt>,
+    /// The ID of a claim that may be given up for a new cluster.
+    pub force: Option<String>,
 }
 
 /// How it ends.
@@ -319,6 +334,12 @@ impl Node {
             config_out: config_out(reader, common, node, command)?,
             create_data_dir: reader.boolean("create_data_dir", &node.create_data_dir)?,
             wait: reader.duration("wait", &node.wait, Duration::ZERO..=Duration::from_secs(7 * 24 * 3600))?,
+            adopt: reader.choice(
+                "adopt_volume",
+                &node.adopt_volume,
+                &[("keep", Adopt::Keep), ("fresh", Adopt::Fresh)],
+            )?,
+            force: forced(reader, node)?,
             local,
         })
     }
@@ -392,6 +413,7 @@ impl Survey {
             expect,
             replicas,
             ordinals_start,
+            claims: kubernetes.is_some() && local.seat.is_some() && role == Role::Server && claim_wanted(reader, args)?,
             kubernetes,
             stable: local.stable != Stable::Never,
         })

@@ -167,6 +167,11 @@ impl Surveyor {
         &self.peers
     }
 
+    /// The Kubernetes API, and our namespace there.
+    pub fn kube(&self) -> Option<&(Kube, String)> {
+        self.kube.as_ref()
+    }
+
     /// Looks at who is there. Only our addresses of today count as ours: an earlier one may be another server's by now.
     pub async fn survey(&mut self) -> Survey {
         let reading = self.read_statefulset().await;

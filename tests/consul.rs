@@ -195,26 +195,72 @@ fn a_killed_server_returns_as_itself() {
     cluster.wait_for("the data", || cluster.get(follower, "/v1/kv/b?stale").is_some());
 }
 
+/// The server's machine is lost and its disk with it.
+fn wipe(cluster: &mut Cluster, ordinal: u8) {
+    cluster.kill(ordinal);
+    fs::remove_dir_all(cluster.data(ordinal)).unwrap();
+    fs::create_dir(cluster.data(ordinal)).unwrap();
+}
+
 #[test]
-fn a_wiped_server_waits_at_its_old_address_and_joins_once_it_is_removed() {
-    let Some(mut cluster) = formed("a_wiped_server_waits_at_its_old_address_and_joins_once_it_is_removed", &[]) else {
+fn a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins() {
+    let Some(mut cluster) = formed("a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins", &[]) else {
         return;
     };
     let (follower, leader) = roles(&cluster);
-    cluster.kill(follower);
-    fs::remove_dir_all(cluster.data(follower)).unwrap();
-    fs::create_dir(cluster.data(follower)).unwrap();
+    let before = node_id(&cluster, follower);
+    wipe(&mut cluster, follower);
+    cluster.start(follower, &[]);
+    cluster.wait_for("its start", || cluster.log(follower).contains("rule=5"));
+    let log = cluster.log(follower);
+    assert!(log.contains("asked the leader to remove our predecessor"), "{log}");
+    cluster
+        .wait_for("a member again", || cluster.member(leader, follower) == Some(1) && cluster.peers(leader).len() == 3);
+    assert_ne!(node_id(&cluster, follower), before);
+}
+
+#[test]
+fn a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits() {
+    let test = "a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits";
+    let Some(cluster) = cluster(test) else { return };
+    let mut cluster = cluster.denying();
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_formed(&ALL);
+    let (follower, leader) = roles(&cluster);
+    wipe(&mut cluster, follower);
     let gave_up = cluster.surveying(follower, &["init", "--role=server", "--expect=3", "--wait=0s"]).output().unwrap();
     assert_eq!(gave_up.status.code(), Some(75), "{}", text(&gave_up));
-    assert!(text(&gave_up).contains("still lists our address"), "{}", text(&gave_up));
+    for part in ["still lists our address", "operator = \"write\""] {
+        assert!(text(&gave_up).contains(part), "{part}: {}", text(&gave_up));
+    }
     assert!(!cluster.data(follower).join("node-id").exists());
     cluster.start(follower, &[]);
     cluster.wait_for("the wait to be told", || cluster.log(follower).contains("waiting: rule 5"));
+    // What a person does.
     let address = format!("{}:8300", cluster.ip(follower));
     assert_eq!(cluster.delete(leader, &format!("/v1/operator/raft/peer?address={address}")), Some(200));
     cluster
         .wait_for("a member again", || cluster.member(leader, follower) == Some(1) && cluster.peers(leader).len() == 3);
-    assert!(cluster.log(follower).contains("rule=5"), "{}", cluster.log(follower));
+}
+
+#[test]
+fn a_server_that_left_comes_back_as_an_empty_one() {
+    let Some(mut cluster) = formed("a_server_that_left_comes_back_as_an_empty_one", &["--leave=always"]) else {
+        return;
+    };
+    let (follower, leader) = roles(&cluster);
+    let before = node_id(&cluster, follower);
+    cluster.signal(follower, Signal::SIGTERM);
+    assert_eq!(cluster.wait(follower).code(), Some(0));
+    assert_eq!(record(&cluster, follower)["left"], true);
+    cluster.start(follower, &["--leave=always"]);
+    cluster
+        .wait_for("a member again", || cluster.member(leader, follower) == Some(1) && cluster.peers(leader).len() == 3);
+    assert!(cluster.log(follower).contains("rule=3"), "{}", cluster.log(follower));
+    assert_eq!(node_id(&cluster, follower), before, "as itself");
+    assert!(cluster.data(follower).join("convene/aside/raft").exists());
+    assert_eq!(record(&cluster, follower)["left"], false);
 }
 
 #[test]
@@ -506,9 +552,9 @@ fn a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate
     let commands = [ready, asked, stranger].map(std::cell::RefCell::new);
     let say = |at: usize| text(&commands[at].borrow_mut().output().unwrap());
     cluster.wait_for("readiness over TLS", || say(0).starts_with("ready: "));
-    // Seen from elsewhere: POD_IP would make this server ourselves.
+    // Seen from elsewhere: POD_IP or the volume would make this server ourselves.
     for command in &commands {
-        command.borrow_mut().env("POD_IP", "127.0.0.1").env_remove("POD_NAME");
+        command.borrow_mut().env("POD_IP", "127.0.0.1").env_remove("POD_NAME").env_remove("CONVENE_DATA_DIR");
     }
     assert!(say(1).contains("formed: leader"), "{}", say(1));
     assert!(say(2).contains("CertificateRequired"), "{}", say(2));

@@ -19,6 +19,8 @@ use support::program::{Convene, Ended};
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 const SERVICES: &str = "/api/v1/namespaces/prod/services";
 const EVENTS: &str = "/api/v1/namespaces/prod/events";
+const CONFIG_MAPS: &str = "/api/v1/namespaces/prod/configmaps";
+const CLAIM: &str = "/api/v1/namespaces/prod/configmaps/consul-server-convene";
 const STATEFULSET: &str = "/apis/apps/v1/namespaces/prod/statefulsets/consul-server";
 
 /// An API server, a DNS server that knows nothing, and a volume. Our Pod is consul-server-0 at `block.1`.
@@ -52,6 +54,9 @@ impl World {
         }
         world.pod("consul-server-0", "Running", 1);
         world.api.always(Call::post(EVENTS, Reply::Json(201, "{}".to_owned())));
+        world.no(CLAIM);
+        world.api.always(Call::post(CONFIG_MAPS, Reply::Json(201, "{}".to_owned())));
+        world.api.always(Call::put(CLAIM, Reply::ok("{}")));
         world
     }
 
@@ -132,6 +137,29 @@ impl World {
                 (text(&event["reason"]), text(&event["message"]))
             })
             .collect()
+    }
+
+    /// A claim that is there, of the StatefulSet with this UID.
+    fn claimed(&self, owner: Option<&str>, data: Value) {
+        let owners: Vec<Value> = owner.iter().map(|uid| json!({"uid": uid, "kind": "StatefulSet"})).collect();
+        let meta = json!({"name": "consul-server-convene", "resourceVersion": "7", "ownerReferences": owners});
+        self.answers(CLAIM, &json!({"metadata": meta, "data": data}));
+    }
+
+    /// The claims that were written: the method, and the ConfigMap.
+    fn written(&self) -> Vec<(String, Value)> {
+        let requests = self.api.requests();
+        let of = requests.iter().filter(|request| request.method != "GET" && request.target.starts_with(CONFIG_MAPS));
+        of.map(|request| (request.method.clone(), serde_json::from_str(&request.body).unwrap())).collect()
+    }
+
+    /// Two siblings that have no Pod yet, and every server with a Service of its own.
+    fn empty_siblings(&self) {
+        self.service(0, 10);
+        for ordinal in 1..3 {
+            self.service(ordinal, 10 + ordinal);
+            self.no(&format!("{PODS}/consul-server-{ordinal}"));
+        }
     }
 
     /// A server that belongs to no cluster, at `block.<host>`.
@@ -317,7 +345,7 @@ fn a_refusal_names_the_verb_the_resource_and_the_rule_and_dns_is_asked_instead()
         let sixth = format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local.");
         world.dns.set(&sixth, RecordType::AAAA, Answer::NoData);
     }
-    let ended = world.init(&["--expect=3", "--advertise=auto"]);
+    let ended = world.init(&["--expect=3", "--advertise=auto", "--claim=off"]);
     tells(
         &ended,
         0,
@@ -337,7 +365,9 @@ fn a_refusal_names_the_verb_the_resource_and_the_rule_and_dns_is_asked_instead()
 fn without_a_number_from_anybody_nothing_is_founded_and_the_reason_is_told() {
     let world = World::new();
     world.says(STATEFULSET, 403);
-    world.init(&["--expect=auto"]).ends(75, &["without --expect this one founds none", "may not get statefulsets"]);
+    world.init(&["--expect=auto"]).ends(75, &["rule 7", "may not get statefulsets", "--claim=off"]);
+    let off = world.init(&["--expect=auto", "--claim=off"]);
+    off.ends(75, &["without --expect this one founds none", "may not get statefulsets"]);
 }
 
 #[test]
@@ -353,7 +383,7 @@ fn a_role_that_may_only_get_and_list_pods_is_enough_when_the_number_is_given() {
     }
     world.pod("consul-server-1", "Pending", 2);
     world.pod("consul-server-2", "Pending", 3);
-    tells(&world.init(&["--expect=3"]), 0, &["may not create events"]);
+    tells(&world.init(&["--expect=3", "--claim=off"]), 0, &["may not create events"]);
     let agent = world.rendered();
     assert_eq!(agent["advertise_addr"], world.block.ip(10).to_string());
     assert_eq!(agent["retry_join"], json!([world.block.ip(11), world.block.ip(12)]));
@@ -467,4 +497,162 @@ fn the_machines_address_is_advertised_when_it_is_asked_for() {
         world.convene(&["init", "--role=server", "--wait=0s", "--advertise=host"]).env("HOST_IP", "127.0.0.77").run();
     ended.ends(0, &[]);
     assert_eq!(world.rendered()["advertise_addr"], "127.0.0.77");
+}
+
+#[test]
+fn a_founding_is_claimed_with_its_expect_before_anything_is_rendered() {
+    let world = World::new();
+    world.empty_siblings();
+    world.api.always(Call::post(CONFIG_MAPS, status(403)));
+    world.init(&[]).ends(75, &["rule 7", "may not create configmaps", "verbs: [create]"]);
+    assert!(!world.files.path().join("data/convene/agent.json").exists());
+    world.api.always(Call::post(CONFIG_MAPS, Reply::Json(201, "{}".to_owned())));
+    world.init(&[]).ends(0, &[]);
+    let (method, claim) = world.written().pop().unwrap();
+    assert_eq!(method, "POST");
+    assert_eq!(
+        claim["metadata"]["ownerReferences"][0],
+        json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "consul-server", "uid": "u"})
+    );
+    assert_eq!((&claim["data"]["state"], &claim["data"]["expect"]), (&json!("founding"), &json!("3")));
+    assert_eq!(claim["data"]["addresses.consul-server-0"], world.block.ip(10).to_string());
+}
+
+#[test]
+fn a_claim_that_another_server_wrote_counts_with_its_expect() {
+    let world = World::new();
+    world.empty_siblings();
+    world.claimed(Some("u"), json!({"state": "founding", "id": "c1", "expect": "2"}));
+    world.init(&["--expect=3"]).ends(0, &[]);
+    assert_eq!(world.rendered()["bootstrap_expect"], 2);
+    assert_eq!(world.written(), []);
+}
+
+#[test]
+fn who_loses_the_race_for_the_claim_takes_the_winners() {
+    let world = World::new();
+    world.empty_siblings();
+    world.api.always(Call::post(CONFIG_MAPS, status(409)));
+    let losing = world.convene(&["init", "--role=server", "--expect=3"]).spawn();
+    world.api.wait_for(CONFIG_MAPS, 1);
+    world.claimed(Some("u"), json!({"state": "founding", "id": "c1", "expect": "2"}));
+    assert_eq!(Ended::of(losing.wait_with_output().unwrap()).code, 0);
+    assert_eq!(world.rendered()["bootstrap_expect"], 2);
+}
+
+#[test]
+fn wiped_disks_found_nothing_while_the_claim_says_formed_and_by_force_only_once() {
+    let world = World::new();
+    world.empty_siblings();
+    world.claimed(Some("u"), json!({"state": "formed", "id": "c1", "expect": "3"}));
+    world.init(&[]).ends(75, &["rule 6", "--new-cluster=force:c1"]);
+    world.init(&["--new-cluster=force:c0"]).ends(75, &["rule 6"]);
+    world.init(&["--new-cluster=again"]).ends(64, &["force:ID"]);
+    assert_eq!(world.written(), []);
+    world.init(&["--new-cluster=force:c1"]).ends(0, &[]);
+    let (method, claim) = world.written().pop().unwrap();
+    assert_eq!((method.as_str(), &claim["metadata"]["resourceVersion"]), ("PUT", &json!("7")));
+    let forced = claim["data"]["forced"].as_str().unwrap();
+    assert!(forced.contains("by consul-server-0 over the claim c1"), "{forced}");
+    assert_ne!(claim["data"]["id"], "c1", "the same flag does nothing a second time");
+}
+
+#[test]
+fn a_claim_of_a_statefulset_that_is_gone_counts_as_none_and_one_without_owner_is_taken_over() {
+    let world = World::new();
+    world.empty_siblings();
+    world.claimed(Some("of-the-old-one"), json!({"state": "formed", "id": "c1"}));
+    world.init(&[]).ends(0, &[]);
+    let (method, claim) = world.written().pop().unwrap();
+    assert_eq!((method.as_str(), &claim["data"]["state"]), ("PUT", &json!("founding")));
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["uid"], "u");
+    let orphaned = World::new();
+    orphaned.empty_siblings();
+    orphaned.claimed(None, json!({"state": "formed", "id": "c1"}));
+    orphaned.init(&[]).ends(75, &["rule 6"]);
+}
+
+#[test]
+fn a_claim_that_cannot_be_read_is_waited_for_by_an_empty_server_and_asked_by_no_other() {
+    let world = World::new();
+    world.empty_siblings();
+    world.says(CLAIM, 500);
+    world.init(&[]).ends(75, &["rule 7", "answered 500", "--claim=off"]);
+    world.says(CLAIM, 403);
+    world.init(&[]).ends(75, &["rule 7", "may not get configmaps"]);
+    let asked = || world.api.requests().iter().filter(|request| request.target.starts_with(CLAIM)).count();
+    let before = asked();
+    std::fs::create_dir_all(world.files.path().join("data/raft/wal")).unwrap();
+    tells(&world.init(&[]), 0, &["rejoin"]);
+    assert_eq!(asked(), before);
+}
+
+#[test]
+fn a_volume_of_another_pod_is_refused_with_78_or_adopted() {
+    let world = World::new();
+    world.empty_siblings();
+    world.init(&[]).ends(0, &[]);
+    let as_another = |words: &[&str]| {
+        let words = [&["init", "--role=server", "--wait=0s"][..], words].concat();
+        world.convene(&words).envs("POD_NAMESPACE=test").run()
+    };
+    for path in [
+        "services/consul-server-0",
+        "pods/consul-server-0",
+        "pods/consul-server-1",
+        "pods/consul-server-2",
+        "services/consul-server-1",
+        "services/consul-server-2",
+    ] {
+        world.no(&format!("/api/v1/namespaces/test/{path}"));
+    }
+    world.no("/apis/apps/v1/namespaces/test/statefulsets/consul-server");
+    world.api.always(Call::post("/api/v1/namespaces/test/events", Reply::Json(201, "{}".to_owned())));
+    as_another(&["--expect=3", "--advertise=pod"])
+        .ends(78, &["belongs to Pod consul-server-0 in namespace prod", "in namespace test", "--adopt-volume=keep"]);
+    std::fs::create_dir_all(world.files.path().join("data/raft/wal")).unwrap();
+    as_another(&["--expect=3", "--advertise=pod", "--adopt-volume=fresh"])
+        .ends(75, &["rule 2", "no other server reports a cluster"]);
+    as_another(&["--expect=3", "--advertise=pod", "--adopt-volume=keep"]).ends(0, &[]);
+    as_another(&["--expect=3", "--advertise=pod"]).ends(0, &[]);
+}
+
+#[test]
+fn a_watch_claims_the_cluster_once_it_sees_a_leader_and_a_majority() {
+    let world = World::new();
+    world.statefulset(json!({"replicas": 2, "serviceName": "consul-server", "podManagementPolicy": "Parallel"}));
+    world.pod("consul-server-1", "Running", 2);
+    world.init(&["--advertise=pod"]).ends(0, &[]);
+    world.claimed(Some("u"), json!({"state": "founding", "id": "c1", "expect": "2"}));
+    let (own, other) = (format!("{}:8300", world.block.ip(1)), format!("{}:8300", world.block.ip(2)));
+    let peers = json!([own, other]).to_string();
+    let agent = ScriptedHttp::start();
+    agent.always(Call::get("/v1/status/leader", Reply::ok(&json!(own).to_string())));
+    agent.always(Call::get("/v1/status/peers", Reply::ok(&peers)));
+    let voter =
+        |id: &str, address: &str| json!({"ID": id, "Node": "n", "Address": address, "Leader": false, "Voter": true});
+    let configuration = json!({"Servers": [voter("id-0", &own), voter("id-1", &other)]});
+    agent.always(Call::get("/v1/operator/raft/configuration", Reply::ok(&configuration.to_string())));
+    let mut watch = world
+        .convene(&["watch", "--role=server", "--advertise=pod"])
+        .env("CONSUL_HTTP_ADDR", agent.addr().to_string())
+        .spawn();
+    // One of two is no majority: the other one knows no leader yet.
+    let (port, http) = world.never_formed(2);
+    http.wait_for("/v1/status/peers", 2);
+    assert!(world.written().iter().all(|(method, _)| method == "POST"), "{:?}", world.written());
+    http.always(Call::get("/v1/status/leader", Reply::ok(&json!(own).to_string())));
+    http.always(Call::get("/v1/status/peers", Reply::ok(&peers)));
+    let claim = loop {
+        match world.written().pop() {
+            Some((method, claim)) if method == "PUT" => break claim,
+            _ => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    };
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    drop(port);
+    let data = &claim["data"];
+    assert_eq!((&data["state"], &data["id"], &data["nodes"]), (&json!("formed"), &json!("c1"), &json!("id-0 id-1")));
+    assert!(data["formed"].as_str().unwrap().contains("seen by consul-server-0"));
 }

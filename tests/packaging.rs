@@ -278,6 +278,7 @@ fn the_role_that_a_refusal_names_is_there_and_grants_nothing_but_what_is_asked()
             "- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}",
             "- {apiGroups: [apps], resources: [statefulsets], verbs: [get]}",
             "- {apiGroups: [\"\"], resources: [services], verbs: [get]}",
+            "- {apiGroups: [\"\"], resources: [configmaps], verbs: [get, create, update]}",
             "- {apiGroups: [\"\"], resources: [events], verbs: [create]}",
         ]
     );

@@ -344,6 +344,15 @@ impl Agent {
         self.ask(Method::PUT, &format!("/v1/agent/join/{address}"), Duration::from_secs(12)).await.map(drop)
     }
 
+    /// `PUT /v1/agent/force-leave/<name>`: takes a server that is gone out of the cluster, for good, which a removal from raft alone
+    /// would not while gossip still knows it. Needs `operator:write`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn force_leave(&self, node: &str) -> Result<(), ApiError> {
+        self.ask(Method::PUT, &format!("/v1/agent/force-leave/{node}"), QUICK).await.map(drop)
+    }
+
     /// `PUT /v1/agent/leave`: answers when the agent has left; needs `agent:write`.
     ///
     /// # Errors

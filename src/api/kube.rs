@@ -15,6 +15,7 @@ use kube::core::params::{GetParams, ListParams, PostParams};
 use kube::{Client, Config};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -151,6 +152,8 @@ pub struct StatefulSet {
     pub service: String,
     /// Its Pods start one after the other.
     pub ordered: bool,
+    /// Its UID: one of the same name that was made anew has another.
+    pub uid: String,
 }
 
 /// A Service, as far as it matters here.
@@ -162,6 +165,19 @@ pub struct Service {
     pub not_ready_too: bool,
     /// The TCP ports that it takes.
     pub tcp_ports: Vec<u16>,
+}
+
+/// A ConfigMap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigMap {
+    /// Its name.
+    pub name: String,
+    /// What is replaced only while it is still this; empty: there is none yet.
+    pub version: String,
+    /// With whom it goes: the UID of its owner.
+    pub owner: Option<String>,
+    /// What it holds.
+    pub data: BTreeMap<String, String>,
 }
 
 /// An Event on a Pod.
@@ -194,6 +210,7 @@ enum Call {
     Get,
     List(ListParams),
     Create(Vec<u8>),
+    Replace(Vec<u8>),
 }
 
 /// Asks the Kubernetes API.
@@ -263,6 +280,43 @@ impl Kube {
         Ok(found.map(Service::from))
     }
 
+    /// A ConfigMap by its name.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, KubeError> {
+        let asking = Asking { verb: "get", resource: "configmaps", group: "", namespace, which: name };
+        let found: Option<answers::ConfigMap> = self.get(asking).await?;
+        Ok(found.map(ConfigMap::from))
+    }
+
+    /// Makes a ConfigMap, or replaces the one that was read. It goes with the StatefulSet `owner`. False: somebody else was
+    /// quicker, and it must be read again.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn keep_config_map(&self, namespace: &str, map: &ConfigMap, owner: &str) -> Result<bool, KubeError> {
+        let reference =
+            |uid: &String| json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": owner, "uid": uid});
+        let owners: Vec<_> = map.owner.iter().map(reference).collect();
+        let version = Some(&map.version).filter(|version| !version.is_empty());
+        let meta =
+            json!({"name": map.name, "namespace": namespace, "resourceVersion": version, "ownerReferences": owners});
+        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": map.data});
+        let body = body.to_string().into_bytes();
+        let asking = |verb| Asking { verb, resource: "configmaps", group: "", namespace, which: &map.name };
+        let answer: Result<IgnoredAny, KubeError> = match version {
+            None => self.ask(asking("create"), &Call::Create(body)).await,
+            Some(_) => self.ask(asking("update"), &Call::Replace(body)).await,
+        };
+        match answer {
+            Ok(_) => Ok(true),
+            // Made, changed or deleted meanwhile.
+            Err(KubeError::Status { status: 404 | 409, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes an Event on a Pod, which `kubectl describe pod` shows.
     ///
     /// # Errors
@@ -313,6 +367,7 @@ impl Kube {
         let built = match call {
             Call::Get => request.get(asking.which, &GetParams::default()),
             Call::List(params) => request.list(params),
+            Call::Replace(body) => request.replace(asking.which, &PostParams::default(), body.clone()),
             Call::Create(body) => request.create(&PostParams::default(), body.clone()),
         };
         let built =

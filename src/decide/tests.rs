@@ -46,6 +46,10 @@ fn survey(others: impl IntoIterator<Item = Other>) -> Survey {
     Survey { others: others.into_iter().collect(), ..Survey::default() }
 }
 
+fn owner(pod: &str) -> Owner {
+    Owner { namespace: Some("prod".to_owned()), statefulset: Some("consul-server".to_owned()), pod: pod.to_owned() }
+}
+
 /// Server s1 at 10.0.0.1, the first of three.
 fn us() -> Us {
     Us {
@@ -55,7 +59,24 @@ fn us() -> Us {
         position: Some(0),
         addresses: BTreeSet::from([ip(1)]),
         joins_later: true,
+        owner: owner("consul-server-0"),
+        adopt: None,
+        force: None,
     }
+}
+
+/// Without a claim.
+fn decide(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+    super::decide(us, survey, disk, &Seen::Unused)
+}
+
+/// With one.
+fn decide_by(claim: &Seen, us: &Us, survey: &Survey, disk: &Disk) -> Decision {
+    super::decide(us, survey, disk, claim)
+}
+
+fn claim(formed: bool, expect: u32) -> Seen {
+    Seen::Claimed(Claim { id: "c1".to_owned(), formed, expect: Some(expect), addresses: BTreeSet::new() })
 }
 
 fn empty() -> Disk {
@@ -310,10 +331,10 @@ fn verdicts() -> impl Strategy<Value = Verdict> {
 
 fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
     let others = proptest::collection::vec((any::<bool>(), verdicts()), 0..6);
-    let disks = (any::<bool>(), proptest::option::of(1u32..6), any::<bool>());
+    let disks = (any::<bool>(), proptest::option::of(1u32..6), any::<bool>(), any::<bool>());
     let settings = (proptest::option::of(1u32..6), proptest::option::of(0u32..6), any::<bool>());
     (others, disks, settings, any::<bool>()).prop_map(
-        |(others, (raft_data, frozen_expect, formed), (expect, position, server), blind)| {
+        |(others, (raft_data, frozen_expect, formed, left), (expect, position, server), blind)| {
             let others = others
                 .into_iter()
                 .zip(2u8..)
@@ -326,6 +347,8 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
             let disk = Disk {
                 raft_data,
                 recorded,
+                owner: None,
+                left,
                 frozen_expect,
                 formed: formed && raft_data,
                 earlier_addresses,
@@ -334,6 +357,20 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
             (us, Survey { sources, others: others.collect(), ..Survey::default() }, disk)
         },
     )
+}
+
+fn claims() -> impl Strategy<Value = Seen> {
+    prop_oneof![
+        Just(Seen::Unused),
+        Just(Seen::Absent),
+        Just(Seen::Unreadable("503".to_owned())),
+        ("c[01]", any::<bool>(), 1u32..6).prop_map(|(id, formed, expect)| Seen::Claimed(Claim {
+            id,
+            formed,
+            expect: Some(expect),
+            addresses: BTreeSet::new()
+        })),
+    ]
 }
 
 proptest! {
@@ -382,7 +419,42 @@ proptest! {
     fn invariant_a_node_with_data_starts((us, survey, disk) in worlds()) {
         let us = Us { role: Role::Server, ..us };
         let disk = Disk { raft_data: true, ..disk };
-        prop_assert_eq!(start(decide(&us, &survey, &disk)).rule, Rule::Rejoin);
+        prop_assert!(matches!(start(decide(&us, &survey, &disk)).rule, Rule::Rejoin | Rule::Left));
+    }
+
+    /// The data of a server is moved aside only where a cluster answers that lacks it, whole.
+    #[test]
+    fn invariant_data_is_moved_aside_only_beside_a_cluster_that_lacks_us((us, survey, disk) in worlds()) {
+        if let Decision::Start(Start { fresh: Some(_), .. }) = decide(&us, &survey, &disk) {
+            let without = Disk { raft_data: false, ..disk };
+            prop_assert_eq!(start(decide(&us, &survey, &without)).rule, Rule::Join);
+        }
+    }
+
+    /// Nothing is founded over a claim that says "formed" or that cannot be read, unless its ID was given; and all that found
+    /// under one claim have its expect.
+    #[test]
+    fn invariant_one_claim_one_cluster((us, survey, disk) in worlds(), claim in claims(), force in proptest::option::of("c[01]")) {
+        let us = Us { force, ..us };
+        if let Decision::Start(begun @ Start { rule: Rule::Found, .. }) = decide_by(&claim, &us, &survey, &disk) {
+            match &claim {
+                Seen::Unused => prop_assert_eq!(begun.claim, None),
+                Seen::Absent => {
+                    let first = matches!(begun.claim, Some(Step::Found { over: None, .. }));
+                    prop_assert!(first);
+                }
+                Seen::Unreadable(_) => prop_assert!(false, "unreadable"),
+                Seen::Claimed(claim) if claim.formed => {
+                    prop_assert_eq!(us.force.as_ref(), Some(&claim.id));
+                    let forced = matches!(begun.claim, Some(Step::Found { over: Some(over), .. }) if over == claim.id);
+                    prop_assert!(forced);
+                }
+                Seen::Claimed(claim) => {
+                    prop_assert_eq!(begun.claim, None);
+                    prop_assert!(begun.expect.is_none() || begun.expect == claim.expect);
+                }
+            }
+        }
     }
 
     /// Nobody joins itself, and nobody twice: Consul takes a join of itself for success and stops trying.
@@ -411,4 +483,105 @@ proptest! {
             prop_assert!(start.expect.is_none_or(|expect| expect == frozen));
         }
     }
+}
+
+// === rules 2, 3, 6 and 7 ===
+
+#[test]
+fn rule_2_a_volume_of_another_pod_is_refused_with_78_also_with_data() {
+    let theirs = Disk { owner: Some(owner("consul-server-1")), recorded: true, ..data() };
+    let refusal = refuses(decide(&us(), &survey([other(2, formed(Some(2), &[2, 3]))]), &theirs));
+    assert_eq!((refusal.rule, refusal.code), (Rule::Owner, Code::Contradiction));
+    assert!(refusal.why.contains("Pod consul-server-1 in namespace prod"), "{}", refusal.why);
+    let moved = Owner { namespace: Some("test".to_owned()), ..owner("consul-server-0") };
+    assert_eq!(refuses(decide(&us(), &survey([]), &Disk { owner: Some(moved), ..data() })).rule, Rule::Owner);
+    // A namespace that one of both does not know is no difference.
+    let unknown = Owner { namespace: None, ..owner("consul-server-0") };
+    assert_eq!(start(decide(&us(), &survey([]), &Disk { owner: Some(unknown), ..data() })).rule, Rule::Rejoin);
+}
+
+#[test]
+fn rule_2_is_overridden_by_keeping_the_data_or_by_starting_without_it() {
+    let theirs = Disk { owner: Some(owner("consul-server-1")), recorded: true, ..data() };
+    let keep = Us { adopt: Some(Adopt::Keep), ..us() };
+    assert_eq!(start(decide(&keep, &survey([other(2, unknown())]), &theirs)).rule, Rule::Rejoin);
+    let fresh = Us { adopt: Some(Adopt::Fresh), ..us() };
+    let begun = start(decide(&fresh, &survey([other(2, formed(Some(2), &[2])), other(3, absent())]), &theirs));
+    assert_eq!((begun.rule, begun.fresh, begun.expect), (Rule::Owner, Some(Fresh::AndUnknown), None));
+    assert_eq!(waits(decide(&fresh, &survey([other(2, absent())]), &theirs)).rule, Rule::Owner, "nobody to join");
+}
+
+#[test]
+fn rule_3_a_server_that_left_comes_back_as_an_empty_one_once_the_cluster_lacks_it() {
+    let left = Disk { left: true, recorded: true, ..data() };
+    let gone = survey([other(2, formed(Some(2), &[2, 3])), other(3, formed(Some(2), &[2, 3]))]);
+    let begun = start(decide(&us(), &gone, &left));
+    assert_eq!((begun.rule, begun.fresh), (Rule::Left, Some(Fresh::AsItself)));
+    // In doubt a server with data starts with it.
+    for world in [survey([other(2, unknown())]), survey([other(2, formed(Some(2), &[1, 2]))]), survey([])] {
+        assert_eq!(start(decide(&us(), &world, &left)).rule, Rule::Rejoin, "{world:?}");
+    }
+}
+
+#[test]
+fn rule_5_an_address_that_the_claim_remembers_is_ours_too() {
+    let world = survey([other(2, formed(Some(2), &[2, 3, 9])), other(3, formed(Some(2), &[2, 3, 9]))]);
+    let mut remembered = claim(true, 3);
+    let Seen::Claimed(inner) = &mut remembered else { unreachable!() };
+    inner.addresses.insert(ip(9));
+    let wait = waits(decide_by(&remembered, &us(), &world, &empty()));
+    assert_eq!((wait.rule, wait.remove_at), (Rule::Join, Some(ip(2))));
+}
+
+#[test]
+fn rule_5_a_removal_is_asked_for_only_while_all_others_agree_and_are_a_majority() {
+    let agree = survey([other(2, formed(Some(2), &[1, 2, 3])), other(3, formed(Some(2), &[1, 2, 3]))]);
+    assert_eq!(waits(decide(&us(), &agree, &empty())).remove_at, Some(ip(2)));
+    let one_is_away = survey([other(2, formed(Some(2), &[1, 2, 3])), other(3, unknown())]);
+    assert_eq!(waits(decide(&us(), &one_is_away, &empty())).remove_at, None);
+    let no_leader = survey([other(2, formed(None, &[1, 2, 3])), other(3, formed(None, &[1, 2, 3]))]);
+    assert_eq!(waits(decide(&us(), &no_leader, &empty())).remove_at, None);
+    let two = survey([other(2, formed(Some(2), &[1, 2]))]);
+    assert_eq!(waits(decide(&us(), &two, &empty())).remove_at, None, "one of two is no majority");
+}
+
+#[test]
+fn rule_6_wiped_disks_found_nothing_while_the_claim_says_formed_unless_it_is_forced_by_its_id() {
+    let nobody = survey([other(2, absent()), other(3, Verdict::NeverFormed)]);
+    let wait = waits(decide_by(&claim(true, 3), &us(), &nobody, &empty()));
+    assert_eq!(wait.rule, Rule::Claimed);
+    assert!(wait.cure.contains("--new-cluster=force:c1"), "{}", wait.cure);
+    let force = Us { force: Some("c1".to_owned()), ..us() };
+    let begun = start(decide_by(&claim(true, 3), &force, &nobody, &empty()));
+    assert_eq!(begun.claim, Some(Step::Found { expect: 3, over: Some("c1".to_owned()) }));
+    // In a template that was not taken out it does nothing once the claim has another ID.
+    let again = Us { force: Some("c0".to_owned()), ..us() };
+    assert_eq!(waits(decide_by(&claim(true, 3), &again, &nobody, &empty())).rule, Rule::Claimed);
+}
+
+#[test]
+fn rule_7_an_unreadable_claim_is_not_a_missing_one() {
+    let unreadable = Seen::Unreadable("503".to_owned());
+    assert_eq!(waits(decide_by(&unreadable, &us(), &survey([other(2, absent())]), &empty())).rule, Rule::Unreadable);
+    assert_eq!(start(decide_by(&unreadable, &us(), &survey([other(2, absent())]), &data())).rule, Rule::Rejoin);
+    let formed = survey([other(2, formed(Some(2), &[2, 3])), other(3, formed(Some(2), &[2, 3]))]);
+    assert_eq!(
+        start(decide_by(&unreadable, &us(), &formed, &empty())).rule,
+        Rule::Join,
+        "a cluster that answers needs none"
+    );
+}
+
+#[test]
+fn rule_8_the_first_claim_counts_for_all_whatever_their_manifests_say() {
+    let nobody = survey([other(2, absent()), other(3, absent())]);
+    let first = start(decide_by(&Seen::Absent, &us(), &nobody, &empty()));
+    assert_eq!(first.claim, Some(Step::Found { expect: 3, over: None }));
+    let five = Us { expect: Some(5), ..us() };
+    let second = start(decide_by(&claim(false, 3), &five, &nobody, &empty()));
+    assert_eq!((second.expect, second.claim), (Some(3), None));
+    let told_nothing = Us { expect: None, ..us() };
+    assert_eq!(start(decide_by(&claim(false, 3), &told_nothing, &nobody, &empty())).expect, Some(3));
+    let fourth = Us { position: Some(3), expect: Some(5), ..us() };
+    assert_eq!(start(decide_by(&claim(false, 3), &fourth, &nobody, &empty())).expect, None, "beyond what was claimed");
 }

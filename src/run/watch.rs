@@ -7,6 +7,7 @@
 //! ends, never stops the agent; every failure is a log line.
 
 use crate::api::consul::Agent;
+use crate::claim::{Claims, Step};
 use crate::decide::Target;
 use crate::exit::chain;
 use crate::init::{SAY_EVERY, millis, pause};
@@ -26,6 +27,8 @@ use tracing::{debug, info, warn};
 const STARTING: Duration = Duration::from_secs(30);
 /// How often the known servers are noted once the cluster has formed.
 const NOTE_EVERY: Duration = Duration::from_secs(30);
+/// How often the claim is tried.
+const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
 /// cannot be read without `node:read`.
 const JOIN_AGAIN: Duration = Duration::from_secs(5);
@@ -36,6 +39,7 @@ pub struct Watch {
     agent: Agent,
     role: Role,
     serf_port: u16,
+    advertise: Option<IpAddr>,
     own: BTreeSet<IpAddr>,
     volume: Volume,
     surveyor: Surveyor,
@@ -43,23 +47,34 @@ pub struct Watch {
     joining: JoinSet<(String, Result<(), crate::api::consul::ApiError>)>,
     /// Why the last join failed.
     refused: Option<String>,
+    /// Where the claim is kept, until it says "formed".
+    claims: Option<Claims>,
 }
 
 // === impl Watch ===
 
 impl Watch {
     /// Prepares to watch.
-    pub fn new(local: &Local, role: Role, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
+    pub fn new(
+        local: &Local,
+        role: Role,
+        agent: Agent,
+        volume: Volume,
+        surveyor: Surveyor,
+        claims: Option<Claims>,
+    ) -> Self {
         Self {
             agent,
             role,
             serf_port: local.peer.serf,
+            advertise: local.advertise,
             own: local.own_addresses.iter().copied().collect(),
             volume,
             surveyor,
             joined: BTreeMap::new(),
             joining: JoinSet::new(),
             refused: None,
+            claims,
         }
     }
 
@@ -88,6 +103,7 @@ impl Watch {
         loop {
             if matches!(self.agent.leader().await, Ok(Some(_))) {
                 led = Instant::now();
+                self.claim().await;
                 if noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
                     self.note_servers().await;
                     noted = Some(Instant::now());
@@ -96,7 +112,8 @@ impl Watch {
                 let survey = self.surveyor.survey().await;
                 self.say(&survey, led.elapsed()).await;
             }
-            tokio::time::sleep(SAY_EVERY).await;
+            // A cluster that is not claimed yet could be founded a second time.
+            tokio::time::sleep(if self.claims.is_some() { CLAIM_EVERY } else { SAY_EVERY }).await;
         }
     }
 
@@ -133,6 +150,31 @@ impl Watch {
             self.note(|record| record.formed = true);
         }
         true
+    }
+
+    /// Claims the cluster, once a leader and a majority of voters are seen.
+    async fn claim(&mut self) {
+        let Some(claims) = self.claims.clone() else { return };
+        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else { return };
+        let survey = self.surveyor.survey().await;
+        let agrees = |peer: &&SocketAddr| {
+            let mut reports = survey.others.iter().filter_map(|other| other.reports.get(&peer.ip())?.reported());
+            self.own.contains(&peer.ip()) || reports.any(|reported| reported.leader == Some(leader))
+        };
+        if peers.iter().filter(agrees).count() * 2 <= peers.len() {
+            return;
+        }
+        let voters = self.agent.raft_configuration().await.unwrap_or_default();
+        let nodes = voters.into_iter().filter(|server| server.voter).map(|server| server.id).collect();
+        match claims.write(survey.statefulset.as_ref(), &Step::Formed { nodes }, self.advertise).await {
+            Ok(true) => {
+                info!(claim = claims.name(), "claimed: the cluster has formed");
+                self.claims = None;
+            }
+            // Another server wrote at the same moment.
+            Ok(false) => {}
+            Err(why) => warn!("the claim was not written, and is tried again: {why}"),
+        }
     }
 
     async fn note_servers(&mut self) {

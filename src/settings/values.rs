@@ -305,6 +305,23 @@ pub fn kubernetes(
     Err(missing("the way to the Kubernetes API", mend))
 }
 
+/// Whether a claim is kept where it can be: by the setting alone, never by what a call answers.
+pub(super) fn claim_wanted(reader: Reader<'_>, args: &SurveyArgs) -> Result<bool, SettingsError> {
+    Ok(reader.choice("claim", &args.claim, &[("auto", true), ("off", false)])?.unwrap_or(true))
+}
+
+/// The ID in `--new-cluster=force:ID`.
+pub(super) fn forced(reader: Reader<'_>, args: &NodeArgs) -> Result<Option<String>, SettingsError> {
+    let Some(given) = reader.text(&args.new_cluster) else { return Ok(None) };
+    let id = given.strip_prefix("force:").map(str::trim).filter(|id| !id.is_empty());
+    id.map(|id| Some(id.to_owned())).ok_or_else(|| SettingsError::Value {
+        place: reader.places.of("new_cluster"),
+        value: given.to_owned(),
+        allowed: "force:ID with the ID of the claim, as the message of a waiting server has it".to_owned(),
+        nearest: String::new(),
+    })
+}
+
 /// `--expect` and `--replicas`, and whether they fit: two halves of a cut must never both reach the expect.
 pub(super) fn numbers(
     reader: Reader<'_>,

@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// A setting of convene in Consul's container.
-fn setting(name: &str, value: &str) -> Value {
-    let container = json!({"name": "consul", "env": [{"name": name, "value": value}]});
+/// The number of servers given, and no claim.
+fn alone() -> Value {
+    let env = json!([{"name": "CONVENE_EXPECT", "value": "3"}, {"name": "CONVENE_CLAIM", "value": "off"}]);
+    let container = json!({"name": "consul", "env": env});
     patch("StatefulSet", "consul-server", json!({"spec": {"template": {"spec": {"containers": [container]}}}}))
 }
 
@@ -30,9 +31,9 @@ fn a_missing_role_is_named_and_the_number_of_servers_is_asked_for() {
     let namespace = Namespace::new("a_missing_role_is_named_and_the_number_of_servers_is_asked_for");
     namespace.apply(&without_role(servers()));
     let denied = "may not get statefulsets";
-    namespace.line(&server(0), "consul", &["waiting", "without --expect", denied, "verbs: [get]"]);
-    // What a person would do first: give the number. Everything else is found by DNS.
-    namespace.apply(&without_role(servers()).with(setting("CONVENE_EXPECT", "3")));
+    namespace.line(&server(0), "consul", &["waiting", "--claim=off", denied, "verbs: [get]"]);
+    // What a person may do instead: give the number, and do without a claim. Everything else is found by DNS.
+    namespace.apply(&without_role(servers()).with(alone()));
     // A rollout waits for the first new Pod to be Ready, which cannot be before the others are new too.
     namespace.kubectl(&["delete", "pods", "-l", SERVERS]);
     namespace.formed(3);
@@ -45,7 +46,7 @@ fn a_role_that_may_only_get_and_list_pods_is_enough_when_the_number_is_given() {
     let rules = json!([{"op": "replace", "path": "/rules", "value": [
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
     ]}]);
-    let source = servers().with(json_patch("Role", "consul-server", rules)).with(setting("CONVENE_EXPECT", "3"));
+    let source = servers().with(json_patch("Role", "consul-server", rules)).with(alone());
     namespace.apply(&source);
     for voter in namespace.formed(3) {
         assert_eq!(namespace.cluster_ip(&voter.name), Some(voter.ip), "{}", voter.name);

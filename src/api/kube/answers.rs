@@ -18,13 +18,18 @@ pub(super) struct ListMeta {
     pub(super) r#continue: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Meta {
+    #[serde(default)]
     pub(super) name: String,
     #[serde(default)]
     pub(super) uid: String,
     pub(super) deletion_timestamp: Option<String>,
+    #[serde(default)]
+    pub(super) resource_version: String,
+    #[serde(default)]
+    pub(super) owner_references: Vec<Owner>,
     #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
 }
@@ -76,7 +81,22 @@ pub(super) struct PodIp {
 }
 
 #[derive(Deserialize)]
+pub(super) struct ConfigMap {
+    pub(super) metadata: Meta,
+    #[serde(default)]
+    pub(super) data: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Owner {
+    pub(super) uid: String,
+}
+
+#[derive(Deserialize)]
 pub(super) struct StatefulSet {
+    #[serde(default)]
+    pub(super) metadata: Meta,
     pub(super) spec: StatefulSetSpec,
 }
 
@@ -148,6 +168,17 @@ impl From<Pod> for super::Pod {
     }
 }
 
+impl From<ConfigMap> for super::ConfigMap {
+    fn from(raw: ConfigMap) -> Self {
+        Self {
+            name: raw.metadata.name,
+            version: raw.metadata.resource_version,
+            owner: raw.metadata.owner_references.into_iter().next().map(|owner| owner.uid),
+            data: raw.data,
+        }
+    }
+}
+
 impl From<StatefulSet> for super::StatefulSet {
     fn from(raw: StatefulSet) -> Self {
         Self {
@@ -156,6 +187,7 @@ impl From<StatefulSet> for super::StatefulSet {
             start: raw.spec.ordinals.start,
             service: raw.spec.service_name,
             ordered: raw.spec.pod_management_policy != "Parallel",
+            uid: raw.metadata.uid,
         }
     }
 }
