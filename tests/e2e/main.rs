@@ -9,6 +9,7 @@
 mod support;
 
 mod api;
+mod claim;
 mod folders;
 mod manifests;
 mod neighbours;

@@ -66,10 +66,11 @@ fn clients_that_carry_the_servers_labels_are_never_taken_for_servers() {
         for client in &clients {
             assert!(!joined.split(", ").any(|one| one == client.to_string()), "{client} is in {joined}");
         }
-        let found = namespace.exec(
-            &server(ordinal),
-            &["/convene/convene", "discover", "--discover=dns:consul-server", "--format=netaddrs"],
-        );
+        let asked = ["exec", &server(ordinal), "--", "/convene/convene", "discover", "--discover=dns:consul-server"];
+        let ask = || namespace.try_kubectl(&[&asked[..], &["--format=netaddrs"]].concat());
+        // The clients asked for the name before it was there, and DNS remembers that for a while.
+        namespace.wait_for("DNS to know the name", || ask().is_ok());
+        let found = ask().unwrap();
         assert!(addresses(&found).is_disjoint(&clients), "{clients:?} are in {found}");
         assert!(!addresses(&found).is_empty());
     }

@@ -176,6 +176,13 @@ impl Namespace {
         run(kubectl(["delete", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
     }
 
+    /// Empties the volumes whose claim is gone, where the cluster does not do so.
+    pub fn empty_volumes(&self) {
+        self.given.volumes.iter().for_each(|line| {
+            run(&mut shell(line)).unwrap_or_else(|why| panic!("{why}"));
+        });
+    }
+
     /// [`Self::apply`] without waiting for its end, for who measures.
     pub fn start_apply(overlay: &Path) -> Child {
         kubectl(["apply", "-k"]).arg(overlay).stdout(std::process::Stdio::null()).spawn().expect("kubectl starts")
