@@ -4,6 +4,8 @@
 //! and writes only when all is decided: the record before the rendered file. A second run on the same world writes the same
 //! bytes. Never starts an agent, never sets a signal handler: the caller races this against TERM.
 
+mod waiting;
+
 use crate::api::consul::ApiError;
 use crate::api::kube::{Event, Kube, StatefulSet};
 use crate::claim::{Claims, Seen};
@@ -18,15 +20,14 @@ use crate::settings::{Leave, Local, Node, Role, Seat, Survey as Settings};
 use crate::survey::dns::Dns;
 use crate::survey::statefulset::Shape;
 use crate::survey::{Other, Survey, Surveyor, own};
-use crate::time;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
+use waiting::Waiting;
 
-/// How often a waiting convene says what it waits for.
-pub const SAY_EVERY: Duration = Duration::from_secs(10);
+pub use waiting::{SAY_EVERY, pause};
 
 /// What was prepared.
 #[derive(Debug)]
@@ -191,57 +192,6 @@ fn hello(node: &Node, volume: &Volume, holding: &Holding) {
     }
 }
 
-/// A wait that is told, limited, and not too busy.
-struct Waiting {
-    begun: Instant,
-    limit: Option<Duration>,
-    /// What was said last, and when.
-    said: Option<(String, Instant)>,
-    /// Tells it where it lasts.
-    events: Events,
-    /// When the leader was last asked to remove our predecessor.
-    asked: Option<Instant>,
-}
-
-// === impl Waiting ===
-
-impl Waiting {
-    /// Whether it is time to ask the leader again.
-    fn may_ask(&mut self) -> bool {
-        let may = self.asked.is_none_or(|at| at.elapsed() >= SAY_EVERY);
-        if may {
-            self.asked = Some(Instant::now());
-        }
-        may
-    }
-
-    /// Says why, when that is news, and pauses.
-    async fn once_more(&mut self, line: String) -> Result<(), Failure> {
-        let elapsed = self.begun.elapsed();
-        if let Some(limit) = self.limit
-            && elapsed >= limit
-        {
-            return Err(Failure::new(Code::NotNow, format!("waited {} and gave up: {line}", time::text(limit))));
-        }
-        // What is over within a second is no news; what lasts is said when it changes, then every 10 s.
-        let news = self.said.as_ref().is_none_or(|(old, at)| {
-            (*old != line && at.elapsed() >= Duration::from_secs(1)) || at.elapsed() >= SAY_EVERY
-        });
-        if news && elapsed >= Duration::from_secs(1) {
-            warn!(waited_s = elapsed.as_secs(), "waiting: {line}");
-            // Every formation has its moments.
-            if elapsed >= SAY_EVERY {
-                self.events.tell_wait(&line);
-            }
-            self.said = Some((line, Instant::now()));
-        }
-        let pause = pause(elapsed);
-        let left = self.limit.map_or(pause, |limit| limit.saturating_sub(elapsed).min(pause));
-        tokio::time::sleep(left).await;
-        Ok(())
-    }
-}
-
 /// Looks and decides until there is something to do.
 async fn settle(
     node: &Node,
@@ -343,15 +293,6 @@ fn tell(survey: &Survey, start: &Start, begun: Instant) {
     }
     let joins = start.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     info!(rule = %start.rule, expect = start.expect, retry_join = joins, took_ms = millis(begun.elapsed()), "decided: {}", start.why);
-}
-
-/// How long to wait before looking again: short while a formation is likely, long when something is broken.
-pub fn pause(elapsed: Duration) -> Duration {
-    match elapsed.as_secs() {
-        0..30 => Duration::from_millis(250),
-        30..300 => Duration::from_secs(1),
-        _ => Duration::from_secs(5),
-    }
 }
 
 /// Pods that start one after the other wait for the first one to be ready, and that one waits for a leader.

@@ -11,13 +11,15 @@
 //!    a source that failed is a field of it.
 //! 3. [`decide`] says once what this node must do: join, rejoin, found, wait or refuse. It is pure and numbered. Ourselves
 //!    are never evidence, and an error is never an empty answer.
-//! 4. [`record`] writes that down on the volume, with the node ID, in a way that a kill at any moment survives.
+//! 4. [`record`] writes that down on the volume, with the node ID, in a way that a kill at any moment survives; [`claim`] writes
+//!    into Kubernetes what must outlive all volumes.
 //! 5. [`render`] gives Consul its part as one file. [`init`] is the steps up to here.
 //! 6. [`run`] starts Consul's agent and supervises it as PID 1, joins peers that are found late, and notes when the cluster
 //!    has formed.
 //! 7. [`stop`] ends it well: with a graceful leave that another server confirms, or without one.
 //!
-//! [`check`], [`discover`] and [`install`] are the other commands, on the same settings and the same survey.
+//! [`check`], [`discover`] and [`install`] are the other commands, on the same settings and the same survey; `watch` is the part
+//! of [`run`] beside an agent that is PID 1 itself. [`events`] tells a person what was decided.
 //!
 //! Three things hold throughout. What is written is written as a whole or not at all, and before anybody acts on it. A second
 //! run on the same world writes the same bytes. Every end has an exit code of [`exit`] and one line that says what, where,
