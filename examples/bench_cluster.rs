@@ -22,6 +22,8 @@ const RUNS: usize = 5;
 /// The aims, for the medians: with an address that stays, and with the Pods' addresses.
 const BOUND: Duration = Duration::from_secs(6);
 const BOUND_POD_ADDRESS: Duration = Duration::from_secs(8);
+/// What `convene run` may keep resident once all is well, in kB.
+const MEMORY: u64 = 5_000;
 /// How often is asked: small beside what is measured, and cheap enough for two cores.
 const ASK: Duration = Duration::from_millis(50);
 /// A guard against hanging, no measure.
@@ -39,6 +41,8 @@ struct Variant {
 struct Took {
     ready: Duration,
     voters: Duration,
+    /// Of the first process of the first server's container, in kB, where that is convene.
+    resident: Option<u64>,
 }
 
 fn variants() -> Vec<Variant> {
@@ -98,7 +102,15 @@ fn measure(source: &Source) -> Took {
         }
     }
     assert!(apply.wait().unwrap().success(), "kubectl apply failed");
-    Took { ready: ready.unwrap(), voters: voters.unwrap() }
+    Took { ready: ready.unwrap(), voters: voters.unwrap(), resident: resident(&namespace) }
+}
+
+fn resident(namespace: &Namespace) -> Option<u64> {
+    let read = "while read line; do case $line in Name:*|VmRSS:*) echo $line;; esac; done </proc/1/status";
+    let status = namespace.exec(&server(0), &["sh", "-c", read]);
+    let value =
+        |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned();
+    (value("Name:") == "convene").then(|| value("VmRSS:").trim_end_matches(" kB").parse().unwrap())
 }
 
 /// The table, and whether every bound is met.
@@ -123,6 +135,20 @@ fn table(variants: &[Variant], took: &[Vec<Took>], runs: usize) -> (String, bool
             });
             let name = if what.is_empty() { variant.name } else { what };
             let _ = writeln!(out, "{name:<66} {}{judged}", figures.join(" "));
+        }
+        let mut resident: Vec<u64> = took.iter().filter_map(|one| one.resident).collect();
+        resident.sort_unstable();
+        if let (Some(least), Some(most)) = (resident.first(), resident.last()) {
+            let median = resident[resident.len() / 2];
+            all_met &= median <= MEMORY;
+            let figures = [*least, median, *most].map(|kb| format!("{:6.2}", kb as f64 / 1000.0)).join(" ");
+            let judged = if median <= MEMORY { "met" } else { "MISSED" };
+            let _ = writeln!(
+                out,
+                "{:<66} {figures}  {judged}: at most {:.1}",
+                "  convene run resident, in MB",
+                MEMORY as f64 / 1000.0
+            );
         }
     }
     (out, all_met)

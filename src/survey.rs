@@ -35,7 +35,7 @@ pub struct Survey {
     pub reading: Option<SourceReport>,
     /// Sorted by name.
     pub others: Vec<Other>,
-    /// Our StatefulSet, as the Kubernetes API last described it.
+    /// Our StatefulSet, as the Kubernetes API last described it; `None` also when it is gone.
     pub statefulset: Option<StatefulSet>,
 }
 
@@ -174,7 +174,7 @@ impl Surveyor {
 
     /// Looks at who is there. Only our addresses of today count as ours: an earlier one may be another server's by now.
     pub async fn survey(&mut self) -> Survey {
-        let reading = self.read_statefulset().await;
+        let (reading, statefulset) = self.read_statefulset().await.unzip();
         let (sources, candidates) = self.find().await;
         let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().copied().collect();
         let candidates: Vec<Candidate> = candidates.into_iter().filter_map(|one| one.without(&own)).collect();
@@ -190,7 +190,7 @@ impl Surveyor {
         asked.extend(self.ask_all(unasked.clone()).await);
         others.extend(unasked.into_iter().map(|ip| Other { listed: true, ..Candidate::listed(ip).judged(&asked) }));
         others.sort_by(|a, b| a.name.cmp(&b.name));
-        Survey { sources, reading, others, statefulset: self.statefulset.clone() }
+        Survey { sources, reading, others, statefulset: statefulset.flatten() }
     }
 
     /// Whether our own Service has another address by now than the one that is advertised: the sentence that says so.
@@ -211,23 +211,33 @@ impl Surveyor {
         ))
     }
 
-    /// Reads our StatefulSet anew: a person may scale it while we wait.
-    async fn read_statefulset(&mut self) -> Option<SourceReport> {
-        let ((kube, namespace), seat) = (self.kube.as_ref()?, self.local.seat.as_ref()?);
+    /// Our StatefulSet as it is now; `None` when it is gone, or nobody can be asked.
+    ///
+    /// # Errors
+    /// Why the Kubernetes API did not tell.
+    pub async fn statefulset(&self) -> Result<Option<StatefulSet>, String> {
+        let (Some((kube, namespace)), Some(seat)) = (&self.kube, &self.local.seat) else { return Ok(None) };
+        kube.statefulset(namespace, &seat.statefulset).await.map_err(|error| error.to_string())
+    }
+
+    /// Reads our StatefulSet anew, since a person may scale it while we wait; gives what it is now, or was last when the API does
+    /// not tell. The ordinals stay those that were known last.
+    async fn read_statefulset(&mut self) -> Option<(SourceReport, Option<StatefulSet>)> {
+        let ((_, namespace), seat) = (self.kube.as_ref()?, self.local.seat.as_ref()?);
         if self.local.role == Some(Role::Client) {
             return None;
         }
         let begun = Instant::now();
-        let outcome = match kube.statefulset(namespace, &seat.statefulset).await {
-            Ok(Some(found)) => {
-                let replicas = found.replicas as usize;
-                self.statefulset = Some(found);
-                Ok(replicas)
-            }
-            Ok(None) => Err(format!("there is no StatefulSet {} in namespace {namespace}", seat.statefulset)),
-            Err(error) => Err(error.to_string()),
+        let (outcome, now) = match self.statefulset().await {
+            Ok(Some(found)) => (Ok(found.replicas as usize), Some(found)),
+            Ok(None) => (Err(format!("there is no StatefulSet {} in namespace {namespace}", seat.statefulset)), None),
+            Err(why) => (Err(why), self.statefulset.clone()),
         };
-        Some(SourceReport { source: "kubernetes".to_owned(), outcome, blind: false, took: begun.elapsed() })
+        if let Some(found) = &now {
+            self.statefulset = Some(found.clone());
+        }
+        let report = SourceReport { source: "kubernetes".to_owned(), outcome, blind: false, took: begun.elapsed() };
+        Some((report, now))
     }
 
     /// Asks every source at once; each has its own deadline.

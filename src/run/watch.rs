@@ -7,7 +7,7 @@
 //! ends, never stops the agent; every failure is a log line.
 
 use crate::api::consul::Agent;
-use crate::claim::{Claims, Step};
+use crate::claim::{Claims, Seen, Step};
 use crate::decide::Target;
 use crate::exit::chain;
 use crate::init::{SAY_EVERY, millis, pause};
@@ -47,8 +47,10 @@ pub struct Watch {
     joining: JoinSet<(String, Result<(), crate::api::consul::ApiError>)>,
     /// Why the last join failed.
     refused: Option<String>,
-    /// Where the claim is kept, until it says "formed".
+    /// Where the claim is kept.
     claims: Option<Claims>,
+    /// It said "formed" when it was last looked at.
+    claimed: bool,
 }
 
 // === impl Watch ===
@@ -75,6 +77,7 @@ impl Watch {
             joining: JoinSet::new(),
             refused: None,
             claims,
+            claimed: false,
         }
     }
 
@@ -103,8 +106,11 @@ impl Watch {
         loop {
             if matches!(self.agent.leader().await, Ok(Some(_))) {
                 led = Instant::now();
-                self.claim().await;
-                if noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
+                let due = noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
+                if due || !self.claimed {
+                    self.claim().await;
+                }
+                if due {
                     self.note_servers().await;
                     noted = Some(Instant::now());
                 }
@@ -113,7 +119,7 @@ impl Watch {
                 self.say(&survey, led.elapsed()).await;
             }
             // A cluster that is not claimed yet could be founded a second time.
-            tokio::time::sleep(if self.claims.is_some() { CLAIM_EVERY } else { SAY_EVERY }).await;
+            tokio::time::sleep(if self.claims.is_some() && !self.claimed { CLAIM_EVERY } else { SAY_EVERY }).await;
         }
     }
 
@@ -152,29 +158,47 @@ impl Watch {
         true
     }
 
-    /// Claims the cluster, once a leader and a majority of voters are seen.
+    /// Sees to it that the claim says "formed" and knows our address: it is written once a leader and a majority of voters are
+    /// seen, and again when somebody took it away.
     async fn claim(&mut self) {
         let Some(claims) = self.claims.clone() else { return };
-        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else { return };
+        self.claimed = match self.claim_by(&claims).await {
+            Ok(claimed) => claimed,
+            Err(why) => {
+                warn!("the claim was not written, and is tried again: {why}");
+                false
+            }
+        };
+    }
+
+    async fn claim_by(&mut self, claims: &Claims) -> Result<bool, String> {
+        // Not an earlier answer: a claim of a StatefulSet that is gone would go with it.
+        let Some(told) = self.surveyor.statefulset().await? else { return Ok(false) };
+        if let Seen::Claimed(claim) = claims.read(Some(&told)).await
+            && claim.formed
+            && self.advertise.is_none_or(|own| claim.addresses.contains(&own))
+        {
+            return Ok(true);
+        }
+        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else {
+            return Ok(false);
+        };
         let survey = self.surveyor.survey().await;
         let agrees = |peer: &&SocketAddr| {
             let mut reports = survey.others.iter().filter_map(|other| other.reports.get(&peer.ip())?.reported());
             self.own.contains(&peer.ip()) || reports.any(|reported| reported.leader == Some(leader))
         };
         if peers.iter().filter(agrees).count() * 2 <= peers.len() {
-            return;
+            return Ok(false);
         }
         let voters = self.agent.raft_configuration().await.unwrap_or_default();
         let nodes = voters.into_iter().filter(|server| server.voter).map(|server| server.id).collect();
-        match claims.write(survey.statefulset.as_ref(), &Step::Formed { nodes }, self.advertise).await {
-            Ok(true) => {
-                info!(claim = claims.name(), "claimed: the cluster has formed");
-                self.claims = None;
-            }
-            // Another server wrote at the same moment.
-            Ok(false) => {}
-            Err(why) => warn!("the claim was not written, and is tried again: {why}"),
+        // False: another server wrote at the same moment.
+        let written = claims.write(Some(&told), &Step::Formed { nodes }, self.advertise).await?;
+        if written {
+            info!(claim = claims.name(), "claimed: the cluster has formed");
         }
+        Ok(written)
     }
 
     async fn note_servers(&mut self) {
