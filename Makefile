@@ -6,7 +6,7 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC = $(TARGET_DIR)/$(HOST)/release/convene
 
-.PHONY: help demo test e2e bench bench-cluster lint static clean
+.PHONY: help demo test lost-write e2e bench bench-cluster lint static clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ test: ## all tests; ends with what this machine could not run, and why
 	$(call tested,\
 	  cargo test --locked --doc || status=$$?; \
 	  cargo test --locked --lib --bins --tests --no-fail-fast || status=$$?;)
+
+lost-write: ## twenty runs each of the schedule in which an empty disk loses an acknowledged write: plain Consul, convene
+	CONVENE_REPEAT=20 cargo test --locked --test lost_write -- --nocapture --test-threads=1
 
 # tests/e2e/with-cluster says which cluster, and ends with 69 when there is none.
 ON_CLUSTER = CONVENE_E2E_BINARY=$(STATIC) CONVENE_E2E_TARGET=$(TARGET_DIR) tests/e2e/with-cluster

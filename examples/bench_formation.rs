@@ -13,7 +13,7 @@ mod support;
 
 use nix::sys::signal::Signal;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use support::cluster::{Cluster, MANAGEMENT};
 use support::consul::{VERSION, find};
@@ -144,19 +144,7 @@ fn checks(binary: &str, consul: &Path) -> [(&'static str, Vec<Duration>); 3] {
 /// Consul by itself, told what convene would have found.
 fn plain_consul(consul: &Path) -> Duration {
     let mut cluster = Cluster::new(consul, consul, 3);
-    for ordinal in ALL {
-        let words = cluster.agent(ordinal);
-        let mut command = Command::new(consul);
-        command
-            .args(&words[1..])
-            .arg("-bootstrap-expect=3")
-            .arg(format!("-node=consul-server-{ordinal}"))
-            .stdin(Stdio::null());
-        for other in ALL.into_iter().filter(|other| *other != ordinal) {
-            command.args(["-retry-join".to_owned(), cluster.ip(other).to_string()]);
-        }
-        cluster.spawn(ordinal, command);
-    }
+    ALL.into_iter().for_each(|ordinal| cluster.start_plain(ordinal));
     let started = Instant::now();
     leader_on_all(&cluster);
     started.elapsed()

@@ -75,6 +75,12 @@ impl Cluster {
         self
     }
 
+    /// With one more word for every agent.
+    pub fn with(mut self, word: &str) -> Self {
+        self.more.push(word.into());
+        self
+    }
+
     /// The server's address.
     pub fn ip(&self, ordinal: u8) -> IpAddr {
         self.block.ip(ordinal + 2).into()
@@ -152,6 +158,17 @@ impl Cluster {
         self.spawn(ordinal, command);
     }
 
+    /// Starts a server without convene, told all that convene would have found.
+    pub fn start_plain(&mut self, ordinal: u8) {
+        let mut command = Command::new(&self.consul);
+        command.args(&self.agent(ordinal)[1..]).stdin(Stdio::null());
+        command.args([format!("-bootstrap-expect={}", self.size), format!("-node=consul-server-{ordinal}")]);
+        for other in (0..self.size).filter(|other| *other != ordinal) {
+            command.arg(format!("-retry-join={}", self.ip(other)));
+        }
+        self.spawn(ordinal, command);
+    }
+
     /// Starts all servers.
     pub fn start_all(&mut self, words: &[&str]) {
         (0..self.size).for_each(|ordinal| self.start(ordinal, words));
@@ -193,6 +210,13 @@ impl Cluster {
         let mut child = self.running[usize::from(ordinal)].take().unwrap();
         let _ = child.kill();
         child.wait().unwrap();
+    }
+
+    /// Kills it, and everything on its disk is gone.
+    pub fn wipe(&mut self, ordinal: u8) {
+        self.kill(ordinal);
+        std::fs::remove_dir_all(self.data(ordinal)).unwrap();
+        std::fs::create_dir(self.data(ordinal)).unwrap();
     }
 
     /// Waits for its end.
