@@ -195,13 +195,6 @@ fn a_killed_server_returns_as_itself() {
     cluster.wait_for("the data", || cluster.get(follower, "/v1/kv/b?stale").is_some());
 }
 
-/// The server's machine is lost and its disk with it.
-fn wipe(cluster: &mut Cluster, ordinal: u8) {
-    cluster.kill(ordinal);
-    fs::remove_dir_all(cluster.data(ordinal)).unwrap();
-    fs::create_dir(cluster.data(ordinal)).unwrap();
-}
-
 #[test]
 fn a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins() {
     let Some(mut cluster) = formed("a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins", &[]) else {
@@ -209,7 +202,7 @@ fn a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins() {
     };
     let (follower, leader) = roles(&cluster);
     let before = node_id(&cluster, follower);
-    wipe(&mut cluster, follower);
+    cluster.wipe(follower);
     cluster.start(follower, &[]);
     cluster.wait_for("its start", || cluster.log(follower).contains("rule=5"));
     let log = cluster.log(follower);
@@ -228,7 +221,7 @@ fn a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits() {
     cluster.start_all(&[]);
     cluster.wait_formed(&ALL);
     let (follower, leader) = roles(&cluster);
-    wipe(&mut cluster, follower);
+    cluster.wipe(follower);
     let gave_up = cluster.surveying(follower, &["init", "--role=server", "--expect=3", "--wait=0s"]).output().unwrap();
     assert_eq!(gave_up.status.code(), Some(75), "{}", text(&gave_up));
     for part in ["still lists our address", "operator = \"write\""] {

@@ -1,8 +1,9 @@
 //! Whether a server with an empty disk may start: convene's own decision, given what the others have said, and weaker rules
 //! beside it, which show that the model can fail.
 
-use convene::decide::{Decision, Disk, Rule, Us, decide};
-use convene::settings::Role;
+use convene::claim::{Claim, Seen};
+use convene::decide::{Decision, Disk, Us, decide};
+use convene::settings::{Owner, Role};
 use convene::survey::agents::{Reported, Verdict};
 use convene::survey::{Other, Survey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rules {
-    /// Convene's rule 5. A cluster exists in every schedule, and the claim says so: nobody founds (rule 6).
+    /// Convene's rules, with a claim: a cluster exists in every schedule, and the claim says so.
     Real,
     /// Convene without a claim: beside others that are all down an empty server founds (rule 8).
     RealWithoutClaim,
@@ -43,9 +44,9 @@ impl Rules {
     pub fn let_start(self, who: usize, seen: BTreeMap<usize, Verdict>) -> bool {
         let mut lists = seen.values().filter_map(Verdict::reported);
         let lacks = |one: &Reported| !one.peers.contains(&raft(who));
-        match (self, decided(who, &seen)) {
-            (Self::Real, Decision::Start(start)) => start.rule == Rule::Join,
-            (Self::RealWithoutClaim, Decision::Start(_)) | (Self::None, _) => true,
+        let claim = if self == Self::RealWithoutClaim { Seen::Unused } else { formed() };
+        match (self, decided(who, &seen, &claim)) {
+            (Self::Real | Self::RealWithoutClaim, Decision::Start(_)) | (Self::None, _) => true,
             (Self::OneList, _) => lists.any(lacks),
             (Self::EveryListTold, _) => lists.clone().count() > 0 && lists.all(lacks),
             _ => false,
@@ -53,8 +54,13 @@ impl Rules {
     }
 }
 
+/// The claim of a cluster that has formed.
+fn formed() -> Seen {
+    Seen::Claimed(Claim { id: "c1".to_owned(), formed: true, expect: None, addresses: BTreeSet::new() })
+}
+
 /// The product's own decision, of a server of a StatefulSet whose others are all known by name.
-fn decided(who: usize, seen: &BTreeMap<usize, Verdict>) -> Decision {
+fn decided(who: usize, seen: &BTreeMap<usize, Verdict>, claim: &Seen) -> Decision {
     let size = u32::try_from(seen.len() + 1).unwrap();
     let us = Us {
         role: Role::Server,
@@ -63,10 +69,14 @@ fn decided(who: usize, seen: &BTreeMap<usize, Verdict>) -> Decision {
         position: u32::try_from(who).ok(),
         addresses: BTreeSet::from([ip(who)]),
         joins_later: true,
+        owner: Owner::default(),
+        adopt: None,
+        force: None,
     };
     let others = seen.iter().map(|(server, verdict)| Other {
         name: format!("s{server}"),
         certain: true,
+        listed: false,
         host: Some(format!("s{server}.consul")),
         awaited: false,
         port: None,
@@ -74,5 +84,5 @@ fn decided(who: usize, seen: &BTreeMap<usize, Verdict>) -> Decision {
         stable: BTreeSet::new(),
         verdict: verdict.clone(),
     });
-    decide(&us, &Survey { others: others.collect(), ..Survey::default() }, &Disk::default())
+    decide(&us, &Survey { others: others.collect(), ..Survey::default() }, &Disk::default(), claim)
 }
