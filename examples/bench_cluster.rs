@@ -102,7 +102,9 @@ fn measure(source: &Source) -> Took {
         }
     }
     assert!(apply.wait().unwrap().success(), "kubectl apply failed");
-    Took { ready: ready.unwrap(), voters: voters.unwrap(), resident: resident(&namespace) }
+    let resident = resident(&namespace);
+    namespace.remove_wholly();
+    Took { ready: ready.unwrap(), voters: voters.unwrap(), resident }
 }
 
 fn resident(namespace: &Namespace) -> Option<u64> {

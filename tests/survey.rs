@@ -800,3 +800,18 @@ fn a_name_of_one_label_is_not_asked_at_the_root() {
     assert_eq!(json(&seen)["sources"][0]["named"], 0);
     assert!(dns.log().iter().all(|asked| asked.name != "consul."), "{:?}", dns.log());
 }
+
+#[test]
+fn a_convene_that_tries_its_own_address_on_the_server_port_is_not_taken_for_a_server() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let listener = std::net::TcpListener::bind(block.at(2, 8300)).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = std::io::Write::write_all(&mut stream.unwrap(), b"convene\n12345678");
+        }
+    });
+    let _silent = OpenPort::at(&block.at(3, 8300));
+    let seen = discover(&dns, &format!("static:{},{}", block.ip(2), block.ip(3)), &[]);
+    let verdicts: Vec<String> = verdicts(&seen).into_iter().map(|(_, verdict)| verdict).collect();
+    assert_eq!(verdicts, ["absent", "unknown"], "who does not say so may be a server whose HTTP API cannot be asked");
+}

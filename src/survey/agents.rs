@@ -4,6 +4,7 @@
 //! to a cluster. Asks nothing but `/v1/status/leader` and `/v1/status/peers`, which need no ACL and no leader. An error is
 //! never an empty list: what could not be asked is [`Verdict::Unknown`].
 
+use super::own::is_preparing;
 use crate::api::consul::{Agent, ApiError, Peers, QUICK};
 use crate::exit::chain;
 use crate::settings::PeerPorts;
@@ -90,16 +91,20 @@ pub enum Heard {
 /// Asks the server at an address. Takes at most twice [`QUICK`].
 pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers) -> Heard {
     let raft = SocketAddr::new(ip, ports.server);
-    match tokio::time::timeout(QUICK, TcpStream::connect(raft)).await {
-        Ok(Ok(_open)) => {}
+    let mut open = match tokio::time::timeout(QUICK, TcpStream::connect(raft)).await {
+        Ok(Ok(open)) => open,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Heard::NoServer,
         Ok(Err(error)) => return Heard::Server(Verdict::Unknown(format!("could not dial {raft}: {error}"))),
         Err(_) => return Heard::Server(Verdict::Unknown(format!("{raft} is silent"))),
-    }
+    };
     let answer = match peers.at(ip) {
         Ok(agent) => report(&agent).await,
         Err(error) => Err(error),
     };
+    // As good as a port that refuses: its agent does not run yet.
+    if matches!(answer, Err(ApiError::Refused { .. })) && is_preparing(&mut open).await {
+        return Heard::Server(Verdict::Absent(format!("convene prepares the start of {ip}")));
+    }
     Heard::Server(match answer {
         Ok(Reported { leader: None, peers }) if peers.is_empty() => Verdict::NeverFormed,
         Ok(reported) => Verdict::Formed(reported),

@@ -235,7 +235,7 @@ async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
         sleep(within).await;
         return false;
     };
-    let word = Uuid::new_v4().into_bytes();
+    let word = greeting();
     let greet = async {
         loop {
             if let Ok((mut stream, _)) = listener.accept().await {
@@ -259,6 +259,28 @@ async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
         reached = dial => reached,
     }
 }
+
+/// What a convene that tries its hairpin says to whoever dials the server port, before its agent listens there: who it is, and
+/// eight bytes that nobody else says.
+fn greeting() -> [u8; 16] {
+    let mut word = Uuid::new_v4().into_bytes();
+    for (byte, magic) in word.iter_mut().zip(MAGIC) {
+        *byte = *magic;
+    }
+    word
+}
+
+/// How it begins. Consul's own server port waits for the caller to speak first.
+const MAGIC: &[u8; 8] = b"convene\n";
+
+/// Whether who answers on a server port is a convene that prepares the start of its agent.
+pub(super) async fn is_preparing(stream: &mut TcpStream) -> bool {
+    let mut word = [0; 16];
+    timeout(GREETED, stream.read_exact(&mut word)).await.is_ok_and(|read| read.is_ok()) && word.starts_with(MAGIC)
+}
+
+/// How long the greeting may take once the connection stands: it is sent at once.
+const GREETED: Duration = Duration::from_millis(200);
 
 async fn heard(ip: IpAddr, port: u16) -> Option<[u8; 16]> {
     let mut stream = TcpStream::connect((ip, port)).await.ok()?;

@@ -93,7 +93,7 @@ pub fn json_patch(kind: &str, name: &str, steps: Value) -> Value {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Makes one, when the namespace before it is gone.
+    /// Makes one; the one before it may still be on its way out.
     pub fn new(test: &str) -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -395,9 +395,22 @@ impl Namespace {
         folder
     }
 
+    /// Begins its removal. Nobody waits for the end of it but who measures next: with-cluster does so once, at the end.
     fn remove(&self) -> Result<(), String> {
+        let names = [&self.name].into_iter().chain(&self.beside);
+        run(kubectl(["delete", "namespace", "--wait=false", "--ignore-not-found"]).args(names))?;
+        // Those of earlier namespaces are free by now.
+        self.given.volumes.iter().try_for_each(|line| run(&mut shell(line)).map(|_| ()))
+    }
+
+    /// Removes it and waits for the end of it, so that nothing of it is left to do beside what is measured next.
+    pub fn remove_wholly(self) {
+        self.remove().unwrap_or_else(|why| panic!("{why}"));
+        self.wait_until_gone().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn wait_until_gone(&self) -> Result<(), String> {
         let names = || [&self.name].into_iter().chain(&self.beside);
-        run(kubectl(["delete", "namespace", "--wait=false"]).args(names()))?;
         let begun = Instant::now();
         let gone = |name: &String| {
             self.proxy
