@@ -49,7 +49,7 @@ pub struct Watch {
     refused: Option<String>,
     /// Where the claim is kept.
     claims: Option<Claims>,
-    /// It said "formed" when it was last looked at.
+    /// It need not be looked at before the next note.
     claimed: bool,
 }
 
@@ -164,16 +164,17 @@ impl Watch {
         let Some(claims) = self.claims.clone() else { return };
         self.claimed = match self.claim_by(&claims).await {
             Ok(claimed) => claimed,
+            // Not once a second: a Role that lacks a rule will not change soon.
             Err(why) => {
-                warn!("the claim was not written, and is tried again: {why}");
-                false
+                warn!("the claim was not written, and is tried again in {} s: {why}", NOTE_EVERY.as_secs());
+                true
             }
         };
     }
 
     async fn claim_by(&mut self, claims: &Claims) -> Result<bool, String> {
         // Not an earlier answer: a claim of a StatefulSet that is gone would go with it.
-        let Some(told) = self.surveyor.statefulset().await? else { return Ok(false) };
+        let Some(told) = self.surveyor.statefulset().await? else { return Ok(true) };
         if let Seen::Claimed(claim) = claims.read(Some(&told)).await
             && claim.formed
             && self.advertise.is_none_or(|own| claim.addresses.contains(&own))
