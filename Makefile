@@ -16,6 +16,9 @@ demo: ## three Consul servers come together on this machine; one is killed and r
 	cargo build --locked --bin convene --example demo
 	cargo run --locked --quiet --example demo
 
+# A signal that was ignored when make was started (nohup, a job in the background) would be ignored by what the tests start too.
+SIGNALS := $(shell env --default-signal true 2>/dev/null && echo env --default-signal)
+
 # Runs the cargo calls of $(1), all of them although one failed, and tells what was skipped in any case; $@.log and
 # $@.skipped stay. Only stdout goes through tee, so that cargo shows its progress; the status goes through a file, since a
 # plain sh has no pipefail.
@@ -35,7 +38,7 @@ endef
 test: ## all tests; ends with what this machine could not run, and why
 	$(call tested,\
 	  cargo test --locked --doc || status=$$?; \
-	  cargo test --locked --lib --bins --tests --no-fail-fast || status=$$?;)
+	  $(SIGNALS) cargo test --locked --lib --bins --tests --no-fail-fast || status=$$?;)
 
 lost-write: ## twenty runs each of the schedule in which an empty disk loses an acknowledged write: plain Consul, convene
 	CONVENE_REPEAT=20 cargo test --locked --test lost_write -- --nocapture --test-threads=1

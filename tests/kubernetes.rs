@@ -103,7 +103,8 @@ impl World {
 
     fn convene(&self, words: &[&str]) -> Convene {
         Convene::new(words)
-            .words(["--discover-timeout=500ms", "--resolv-conf=/does/not/exist"])
+            .words(["--resolv-conf=/does/not/exist"])
+            .envs("CONVENE_DISCOVER_TIMEOUT=10s")
             .words([format!("--nameserver={}", self.dns.addr()), format!("--server-port={}", self.port)])
             .words([format!("--data-dir={}", self.path("data"))])
             .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod")
@@ -440,7 +441,11 @@ fn a_server_with_data_starts_although_the_api_and_dns_are_silent() {
     for ordinal in 1..3 {
         world.dns.set_all(&format!("consul-server-{ordinal}.consul-server.prod.svc.cluster.local."), &Answer::Silence);
     }
-    tells(&world.init(&["--advertise=pod"]), 0, &["rejoin", "did not answer within 500 ms"]);
+    tells(
+        &world.init(&["--advertise=pod", "--discover-timeout=500ms"]),
+        0,
+        &["rejoin", "did not answer within 500 ms"],
+    );
     assert_eq!(world.events(), []);
 }
 
