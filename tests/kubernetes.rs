@@ -37,7 +37,8 @@ impl World {
     fn new() -> Self {
         let (block, files) = (loopback_block(), tempfile::tempdir().unwrap());
         let [_, second, third, _] = block.ip(0).octets();
-        let port = 20_000 + u16::from(second % 64) * 256 + u16::from(third);
+        // As nobody else has the block, nobody has the port; below those that the kernel gives to outgoing connections.
+        let port = 10_000 + u16::from(second % 64) * 256 + u16::from(third);
         let world = Self { block, api: ScriptedHttp::start(), dns: ScriptedDns::zone(), files, port };
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
