@@ -14,6 +14,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,8 @@ impl Namespace {
     /// Makes one; the one before it may still be on its way out.
     pub fn new(test: &str) -> Self {
         static TURN: Mutex<()> = Mutex::new(());
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let given = Given::from_env();
         Images::of(&given);
@@ -103,7 +106,8 @@ impl Namespace {
         let short: String = test.chars().take(40).map(|c| if c == '_' { '-' } else { c }).collect();
         let namespace = Self {
             proxy: Proxy::start(folder.path()),
-            name: format!("e2e-{}-{}", short.trim_matches('-'), std::process::id()),
+            // The one before it may have begun alike, and may still be there.
+            name: format!("e2e-{}-{}-{number}", short.trim_matches('-'), std::process::id()),
             test: test.to_owned(),
             beside: Vec::new(),
             overlays: Mutex::new(0),
