@@ -6,7 +6,8 @@
 
 use crate::api::kube::{Event, Kube, KubeError};
 use crate::settings::Owner;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -35,7 +36,7 @@ struct OwnPod {
     namespace: String,
     name: String,
     uid: OnceCell<String>,
-    complained: Mutex<bool>,
+    complained: AtomicBool,
 }
 
 // === impl Events ===
@@ -44,7 +45,7 @@ impl Events {
     /// Events on the owner's Pod; without a way to the API there are none.
     pub fn on(kube: Option<Kube>, owner: &Owner) -> Self {
         let pod = kube.zip(owner.namespace.clone()).map(|(kube, namespace)| {
-            let (uid, complained) = (OnceCell::new(), Mutex::new(false));
+            let (uid, complained) = (OnceCell::new(), AtomicBool::new(false));
             Arc::new(OwnPod { kube, namespace, name: owner.pod.clone(), uid, complained })
         });
         Self { pod, ..Self::default() }
@@ -82,11 +83,10 @@ impl Events {
 
 impl OwnPod {
     async fn write(&self, event: Event) {
-        if let Err(error) = self.try_write(&event).await {
-            let first = self.complained.lock().is_ok_and(|mut complained| !std::mem::replace(&mut *complained, true));
-            if first {
-                warn!("no Event was written: {error}");
-            }
+        if let Err(error) = self.try_write(&event).await
+            && !self.complained.swap(true, Ordering::Relaxed)
+        {
+            warn!("no Event was written: {error}");
         }
     }
 

@@ -89,3 +89,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     }
     line.replace('\n', " ")
 }
+
+/// The innermost cause of an error, in one line: of a failed request the others repeat the URL.
+pub fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string().replace('\n', " ")
+}

@@ -62,7 +62,7 @@ pub struct How {
 /// # Errors
 /// [`Failure`]: 73 and 78 of the volume, 64 of a decision that refuses, 75 when `--wait` ran out.
 pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
-    let kube = node.survey.kubernetes.clone().map(|access| Kube::new(access, node.survey.timeout));
+    let kube = node.survey.kube();
     // A fleet of clients would write more Events than anybody reads.
     let events = kube.clone().filter(|_| node.role == Role::Server);
     let mut owner = node.local.owner.clone();

@@ -107,16 +107,20 @@ async fn as_any_program(signals: Signals, command: impl Future<Output = Result<u
 }
 
 async fn install_command(args: &InstallArgs) -> Result<u8, Failure> {
-    let target = install::install(Path::new(&args.dir))?;
-    info!(file = %target.display(), "installed");
+    installed(Path::new(&args.dir))?;
     Ok(0)
+}
+
+fn installed(folder: &Path) -> Result<(), Failure> {
+    let target = install::install(folder)?;
+    info!(file = %target.display(), "installed");
+    Ok(())
 }
 
 async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
     let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
     if let Some(folder) = reader.text(&args.install) {
-        let target = install::install(Path::new(folder))?;
-        info!(file = %target.display(), "installed");
+        installed(Path::new(folder))?;
     }
     let how = How { binds: false, joins_later: false, leave: None };
     match prepare_or_stop(&mut signals, &node, how).await? {
@@ -238,9 +242,8 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
-    let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
     let mut surveyor =
-        Surveyor::new(&local, &survey, Dns::new(&survey), kube).map_err(|error| settings_failure(&error))?;
+        Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)

@@ -8,7 +8,6 @@ pub mod pid1;
 pub mod watch;
 
 use crate::api::consul::Agent;
-use crate::api::kube::Kube;
 use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
 use crate::init::{How, Prepared, claims, prepare, settings_failure, volume_failure};
@@ -123,8 +122,8 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     local.advertise = record.advertise.or(local.advertise);
     survey.stable = record.stable;
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
-    let kube = survey.kubernetes.clone().map(|access| Kube::new(access, survey.timeout));
-    let surveyor = Surveyor::new(&local, &survey, Dns::new(&survey), kube).map_err(|error| settings_failure(&error))?;
+    let surveyor =
+        Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
     info!(role = %role, node = local.node_name, "watching beside the agent");
     let claims = claims(&local, &survey, surveyor.kube());
     let watching = Watch::new(&local, role, agent, volume, surveyor, claims).watch(None);

@@ -11,7 +11,7 @@ pub mod resolv;
 pub mod source;
 mod values;
 
-use crate::api::kube::Access;
+use crate::api::kube::{Access, Kube};
 use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
 use crate::log;
 use command::{AgentCommand, Facts, Wanted};
@@ -417,6 +417,13 @@ impl Survey {
             kubernetes,
             stable: local.stable != Stable::Never,
         })
+    }
+}
+
+impl Survey {
+    /// Asks the Kubernetes API, where that was settled on. Nothing is opened yet.
+    pub fn kube(&self) -> Option<Kube> {
+        self.kubernetes.clone().map(|access| Kube::new(access, self.timeout))
     }
 }
 

@@ -4,6 +4,7 @@
 //! when they are used, because they may be rotated. Fails with [`ApiError`].
 
 use super::consul::ApiError;
+use crate::exit::innermost;
 use crate::settings::http::{Tls, Token};
 use crate::survey::dns::Dns;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -123,15 +124,6 @@ pub(super) fn failed(url: &str, waited: Duration, error: &reqwest::Error) -> Api
         cause = next.source();
     }
     ApiError::Broken { url, reason: innermost(error) }
-}
-
-/// The innermost cause of an error: the others repeat the URL.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(next) = last.source() {
-        last = next;
-    }
-    last.to_string()
 }
 
 pub(super) fn beginning(body: &[u8]) -> String {

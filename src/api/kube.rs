@@ -7,7 +7,7 @@
 
 mod answers;
 
-use crate::exit::chain;
+use crate::exit::{chain, innermost};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -474,13 +474,4 @@ impl fmt::Display for Asking<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} in namespace {}", self.verb, self.resource, self.which, self.namespace)
     }
-}
-
-/// Of a failed connection only the last cause says something.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    last.to_string().replace('\n', " ")
 }
