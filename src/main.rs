@@ -225,9 +225,7 @@ fn leave_code(error: &LeaveError) -> Code {
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
     let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
-    let mut local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
-    // The address that was chosen at the start, where it can be read.
-    local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
+    let local = beside_an_agent(reader, &args.common)?;
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
     let answer = check(what, &local, &agent).await;
     print(&format!("{}\n", answer.line));
@@ -237,9 +235,7 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
 async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8, Failure> {
     let format =
         reader.choice("format", &args.format, discover::FORMATS).map_err(|error| usage(&error))?.unwrap_or_default();
-    let mut local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
-    // Called beside an agent, that one's address is ours too.
-    local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
+    let local = beside_an_agent(reader, &args.common)?;
     let role = local.role.unwrap_or(if local.seat.is_some() { Role::Server } else { Role::Client });
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
     let mut surveyor =
@@ -247,6 +243,14 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)
+}
+
+/// The settings of a command that is called beside an agent: the address that was chosen at its start is ours too, where that
+/// can be read.
+fn beside_an_agent(reader: Reader<'_>, args: &CommonArgs) -> Result<Local, Failure> {
+    let mut local = Local::read(reader, args, None).map_err(|error| usage(&error))?;
+    local.own_addresses.extend(holding(&local).and_then(|holding| holding.record?.advertise));
+    Ok(local)
 }
 
 /// What is on the volume, where it can be read.

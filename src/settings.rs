@@ -421,6 +421,11 @@ impl Survey {
 }
 
 impl Survey {
+    /// The Pod's namespace, else Kubernetes' own default.
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+
     /// Asks the Kubernetes API, where that was settled on. Nothing is opened yet.
     pub fn kube(&self) -> Option<Kube> {
         self.kubernetes.clone().map(|access| Kube::new(access, self.timeout))

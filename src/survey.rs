@@ -154,7 +154,7 @@ impl Surveyor {
         Ok(Self {
             dns,
             peers: Peers::new(local)?,
-            kube: kube.map(|kube| (kube, settings.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()))),
+            kube: kube.map(|kube| (kube, settings.namespace().to_owned())),
             statefulset: None,
             local: local.clone(),
             settings: settings.clone(),
@@ -308,8 +308,7 @@ impl Surveyor {
             Some(file) => Kube::new(Access::Kubeconfig(Some(file.clone())), self.settings.timeout),
             None => own.map(|(kube, _)| kube.clone())?,
         };
-        let namespace = selector.namespace.clone().or_else(|| self.settings.namespace.clone());
-        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let namespace = selector.namespace.as_deref().unwrap_or(self.settings.namespace()).to_owned();
         Some(Pods { kube, namespace, selector: selector.clone() })
     }
 
@@ -334,9 +333,6 @@ impl Surveyor {
         heard
     }
 }
-
-/// Kubernetes' own default.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// A question and what came of it.
 struct Answered {

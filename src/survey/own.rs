@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The absolute name of a Service in our namespace, or of a Pod behind one, without the dot at its end.
 pub fn service_host(name: &str, settings: &Survey) -> String {
-    format!("{name}.{}.svc.{}", settings.namespace.as_deref().unwrap_or("default"), settings.cluster_domain)
+    format!("{name}.{}.svc.{}", settings.namespace(), settings.cluster_domain)
 }
 
 /// Finds the stable address; `None`: there is none, and the Pod's own is advertised.
@@ -149,10 +149,9 @@ struct NotKnown {
 /// Asks the API where it can be asked, else DNS. An empty answer of DNS counts only when the API does not let us ask it.
 async fn look(local: &Local, settings: &Survey, dns: &Dns, kube: Option<&Kube>) -> Result<Found, NotKnown> {
     let pod = &local.owner.pod;
-    let namespace = settings.namespace.as_deref().unwrap_or("default");
     let failed = match kube {
         None => None,
-        Some(kube) => match kube.service(namespace, pod).await {
+        Some(kube) => match kube.service(settings.namespace(), pod).await {
             Ok(described) => {
                 let ips = described.as_ref().map(|service| service.ips.clone()).unwrap_or_default();
                 return Ok(Found { ips, described });
