@@ -6,7 +6,7 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC = $(TARGET_DIR)/$(HOST)/release/convene
 
-.PHONY: help demo test lost-write e2e bench bench-cluster lint static clean
+.PHONY: help demo test lost-write e2e chaos bench bench-cluster lint static clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,17 +46,27 @@ lost-write: ## twenty runs each of the schedule in which an empty disk loses an 
 # tests/e2e/with-cluster says which cluster, and ends with 69 when there is none.
 ON_CLUSTER = CONVENE_E2E_BINARY=$(STATIC) CONVENE_E2E_TARGET=$(TARGET_DIR) tests/e2e/with-cluster
 
+# Most of a test is waiting: three at once keep two cores busy.
 e2e: static ## the tests on a real Kubernetes cluster; what failed leaves its logs in target/e2e
-	$(call tested,$(ON_CLUSTER) cargo test --locked --features e2e --test e2e -- --test-threads=1 || status=$$?;)
+	$(call tested,$(ON_CLUSTER) cargo test --locked --features e2e --test e2e -- --test-threads=3 --show-output || status=$$?;)
+
+# How long the servers are disturbed; CONVENE_CHAOS_SEED=… does the same again.
+SECONDS ?= 600
+
+chaos: static ## random disturbances under writers on a real cluster, for SECONDS=600; fails when a write is lost, or all is not well again
+	cargo build --locked --quiet --features e2e --example chaos
+	@CONVENE_CHAOS_SECONDS=$(SECONDS) $(ON_CLUSTER) $(TARGET_DIR)/debug/examples/chaos
 
 bench: static ## size, memory and speed beside tini and dumb-init; fails when an aim is missed
 	cargo build --locked --quiet --example bench --example bench_formation
 	@status=0; $(TARGET_DIR)/debug/examples/bench $(STATIC) || status=$$?; \
 	$(TARGET_DIR)/debug/examples/bench_formation $(STATIC) || status=$$?; exit $$status
 
-bench-cluster: static ## from kubectl apply to three voters on a real cluster, beside the usual pattern; fails when an aim is missed
-	cargo build --locked --quiet --features e2e --example bench_cluster
-	@$(ON_CLUSTER) $(TARGET_DIR)/debug/examples/bench_cluster
+bench-cluster: static ## formation, restarts, losses and clients on a real cluster, beside the usual pattern; fails when an aim is missed
+	cargo build --locked --quiet --features e2e --example bench_cluster --example bench_stops --example bench_clients
+	@status=0; $(ON_CLUSTER) $(TARGET_DIR)/debug/examples/bench_cluster || status=$$?; \
+	$(ON_CLUSTER) $(TARGET_DIR)/debug/examples/bench_stops || status=$$?; \
+	$(ON_CLUSTER) $(TARGET_DIR)/debug/examples/bench_clients || status=$$?; exit $$status
 
 lint: ## formatting, clippy, documentation, and the dependencies when cargo-deny is installed
 	cargo fmt --check
@@ -65,8 +75,9 @@ lint: ## formatting, clippy, documentation, and the dependencies when cargo-deny
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; \
 	else echo "not checked: licences, bans and sources (cargo install --locked cargo-deny)"; fi
 
+# Who aborts at a panic unwinds nothing, and needs no index for it (126 kB).
 static: ## the release binary, static, as it goes into the image
-	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --locked --release --bin convene --target $(HOST)
+	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--no-eh-frame-hdr" cargo build --locked --release --bin convene --target $(HOST)
 	@ls -l $(STATIC)
 
 clean: ## remove what was built

@@ -11,11 +11,12 @@
 mod support;
 
 use std::fmt::Write;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use support::consul;
-use support::kubernetes::namespace::{Namespace, SERVERS, Source, is_ready, server};
-use support::kubernetes::{Given, kubectl, run};
+use support::figures;
+use support::kubernetes::Given;
+use support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
+use support::kubernetes::source::Source;
 
 /// Of each variant, when nobody says otherwise.
 const RUNS: usize = 5;
@@ -64,8 +65,7 @@ fn variants() -> Vec<Variant> {
 
 fn main() -> ExitCode {
     let given = Given::from_env();
-    let runs = std::env::var("CONVENE_BENCH_RUNS").map_or(RUNS, |runs| runs.parse().expect("CONVENE_BENCH_RUNS"));
-    assert!(runs > 0, "CONVENE_BENCH_RUNS is 0");
+    let runs = figures::runs(RUNS);
     let variants = variants();
     let mut took: Vec<Vec<Took>> = variants.iter().map(|_| Vec::new()).collect();
     for number in 1..=runs {
@@ -117,7 +117,7 @@ fn resident(namespace: &Namespace) -> Option<u64> {
 
 /// The table, and whether every bound is met.
 fn table(variants: &[Variant], took: &[Vec<Took>], runs: usize) -> (String, bool) {
-    let mut out = format!("{}; {runs} runs each\n", versions());
+    let mut out = format!("{}; {runs} runs each\n", support::kubernetes::versions());
     let _ = writeln!(out, "apply to three voters and three Ready, in s{:>24}    min median    max", "");
     let mut all_met = true;
     for (variant, took) in variants.iter().zip(took) {
@@ -154,14 +154,6 @@ fn table(variants: &[Variant], took: &[Vec<Took>], runs: usize) -> (String, bool
         }
     }
     (out, all_met)
-}
-
-fn versions() -> String {
-    let kubernetes = run(&mut kubectl(["version", "-o", "json"])).unwrap_or_else(|why| panic!("{why}"));
-    let kubernetes: serde_json::Value = serde_json::from_str(&kubernetes).unwrap();
-    let consul = run(Command::new(consul::find().unwrap()).arg("version")).unwrap_or_else(|why| panic!("{why}"));
-    let kubernetes = kubernetes["serverVersion"]["gitVersion"].as_str().unwrap_or("?");
-    format!("Kubernetes {kubernetes}, {}", consul.lines().next().unwrap_or("Consul ?"))
 }
 
 // === impl Took ===

@@ -1,14 +1,19 @@
 //! Is this node ready, alive, joined? A probe's question, answered by exit 0 or 1 and one line that says why.
 //!
 //! Takes the settings and asks the own agent, for `ready` also the leader. Says by which view it knows. No leader is never a
-//! reason to call an agent dead. Writes nothing but `listed.json`, and that only where no token tells a voter.
+//! reason to call an agent dead. Writes nothing but `listed.json`, and that only where no token tells a voter; what a yes tells
+//! about the cluster is noted by [`crate::formed`].
 
 pub mod life;
 mod own;
 mod ready;
 
+pub(crate) use own::go_duration;
+
 use crate::api::consul::{Agent, AgentSelf, ApiError};
 use crate::record::lock::Lock;
+use crate::record::recovering::held;
+use crate::record::remembered::not_joined;
 use crate::settings::Local;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -40,21 +45,30 @@ pub const WHATS: &[(&str, What)] = &[("ready", What::Ready), ("live", What::Live
 pub struct Answer {
     /// Exit 0.
     pub yes: bool,
+    /// It is a server's, which votes.
+    pub votes: bool,
     /// Why.
     pub line: String,
 }
 
 /// Answers.
 pub async fn check(what: What, local: &Local, agent: &Agent) -> Answer {
-    let line = match what {
-        What::Live => live(local, agent).await,
-        What::Joined => joined(agent).await,
-        What::Ready => ready::ready(local, agent).await,
+    let of_any = |line| Yes { line, votes: false };
+    let answer = match what {
+        What::Live => live(local, agent).await.map(of_any),
+        What::Joined => joined(agent).await.map(of_any).map_err(|line| because_held(local, because(local, line))),
+        What::Ready => ready::ready(local, agent).await.map_err(|line| because_held(local, line)),
     };
-    match line {
-        Ok(line) => Answer { yes: true, line },
-        Err(line) => Answer { yes: false, line },
+    match answer {
+        Ok(Yes { line, votes }) => Answer { yes: true, votes, line },
+        Err(line) => Answer { yes: false, votes: false, line },
     }
+}
+
+/// A yes: the line, and whether it is that of a server that votes.
+struct Yes {
+    line: String,
+    votes: bool,
 }
 
 async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
@@ -62,7 +76,7 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
         return Ok("live: convene waits or stops".to_owned());
     }
     // This endpoint answers without a leader and without an ACL: a token file that is away ends no agent.
-    match agent.without_token().leader().await {
+    match agent.leader().await {
         Ok(_) | Err(ApiError::Status { .. }) => {}
         Err(error) => return Err(format!("not live: {error}")),
     }
@@ -71,6 +85,22 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
             Err("not live: the agent has left the cluster".to_owned())
         }
         _ => Ok("live: the agent answers".to_owned()),
+    }
+}
+
+/// With what convene beside the agent knows.
+fn because(local: &Local, line: String) -> String {
+    match not_joined(&local.data_dir) {
+        Some(why) => format!("{line}; convene beside the agent: {why}"),
+        None => line,
+    }
+}
+
+/// An agent that a person keeps from starting is not ill.
+fn because_held(local: &Local, line: String) -> String {
+    match held(&local.data_dir).filter(|_| Lock::Waiting.is_held(&local.data_dir)) {
+        Some(why) => format!("{}{why}", line.split_inclusive(": ").next().unwrap_or_default()),
+        None => line,
     }
 }
 

@@ -17,6 +17,12 @@ const FOUNDING: &str = "founding";
 const FORMED: &str = "formed";
 /// Before the name of a Pod: every address that it has had.
 const ADDRESSES: &str = "addresses.";
+/// The raft configuration of a recovery that was begun.
+const RECOVERY: &str = "recovery";
+/// When, and from which Pod.
+const BEGUN: &str = "recovery-begun";
+/// The last recovery that came to its end.
+const RECOVERED: &str = "recovered";
 
 /// What is known of the claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,6 +66,29 @@ pub enum Step {
         /// The voters' node IDs.
         nodes: Vec<String>,
     },
+    /// A server that has lost its quorum is to come back with this raft configuration.
+    Recover {
+        /// Each `ID@ADDRESS`, sorted.
+        peers: Vec<String>,
+    },
+    /// It has, and knows a leader, these being the voters' node IDs that are known.
+    Recovered {
+        /// The voters' node IDs.
+        nodes: Vec<String>,
+        /// The leader came without it.
+        void: bool,
+    },
+}
+
+/// What a claim says of recoveries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The raft configuration of one that was begun, each `ID@ADDRESS`; none: none is under way.
+    pub peers: Vec<String>,
+    /// When it was begun, and from which Pod.
+    pub begun: String,
+    /// Every address that any Pod of our StatefulSet has had.
+    pub addresses: BTreeMap<IpAddr, String>,
 }
 
 /// Reads and changes the claim of one StatefulSet.
@@ -84,12 +113,43 @@ impl Claims {
         format!("{}-convene", self.statefulset)
     }
 
+    /// Our StatefulSet as it is now; `None` when it is gone.
+    ///
+    /// # Errors
+    /// Why the Kubernetes API did not tell.
+    pub async fn statefulset(&self) -> Result<Option<StatefulSet>, String> {
+        self.kube.statefulset(&self.namespace, &self.statefulset).await.map_err(|error| error.to_string())
+    }
+
     /// What the claim says. `told` is our StatefulSet, whose UID the claim's owner must have.
     pub async fn read(&self, told: Option<&StatefulSet>) -> Seen {
         match self.kept(told).await {
             Ok(map) => map.data.get(STATE).map_or(Seen::Absent, |_| Seen::Claimed(self.claim(&map))),
             Err(why) => Seen::Unreadable(why),
         }
+    }
+
+    /// What it says of recoveries.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn recovery(&self, told: Option<&StatefulSet>) -> Result<Recovery, String> {
+        let map = self.kept(told).await?;
+        let words = |key: &str| map.data.get(key).map(String::as_str).unwrap_or_default().split_whitespace();
+        let of_pods = map.data.iter().filter_map(|(key, all)| Some((key.strip_prefix(ADDRESSES)?, all)));
+        let addresses = of_pods.flat_map(|(pod, all)| {
+            all.split_whitespace().filter_map(|ip| Some((ip.parse().ok()?, pod.to_owned()))).collect::<Vec<_>>()
+        });
+        Ok(Recovery {
+            peers: words(RECOVERY).map(str::to_owned).collect(),
+            begun: map.data.get(BEGUN).cloned().unwrap_or_default(),
+            addresses: addresses.collect(),
+        })
+    }
+
+    /// The Kubernetes API, and our namespace there.
+    pub fn place(&self) -> (&Kube, &str) {
+        (&self.kube, &self.namespace)
     }
 
     /// Makes a change. False: somebody else changed it meanwhile; read again.
@@ -125,14 +185,32 @@ impl Claims {
                 map.data.insert("founding".to_owned(), format!("{now} by {}", self.pod));
                 map.data.remove(FORMED);
             }
-            Step::Formed { nodes } => {
-                if map.data.get(STATE).is_none_or(|state| state != FORMED) {
-                    let now = k8s_openapi::jiff::Timestamp::now();
-                    map.data.insert(STATE.to_owned(), FORMED.to_owned());
-                    map.data.insert(FORMED.to_owned(), format!("{now} seen by {}", self.pod));
-                    map.data.insert("nodes".to_owned(), nodes.join(" "));
+            Step::Formed { nodes } => self.formed(&mut map, nodes),
+            Step::Recover { peers } => {
+                // A server with data is proof of a cluster: nobody may found another one meanwhile.
+                self.formed(&mut map, &[]);
+                let peers = peers.join(" ");
+                match map.data.get(RECOVERY) {
+                    // Another one is under way.
+                    Some(other) if *other != peers => return Ok(false),
+                    Some(_) => {}
+                    None => {
+                        let now = k8s_openapi::jiff::Timestamp::now();
+                        map.data.insert(RECOVERY.to_owned(), peers);
+                        map.data.insert(BEGUN.to_owned(), format!("{now} by {}", self.pod));
+                    }
                 }
-                map.data.entry(ID.to_owned()).or_insert_with(|| Uuid::new_v4().to_string());
+            }
+            Step::Recovered { nodes, void } => {
+                self.formed(&mut map, nodes);
+                map.data.remove(BEGUN);
+                if let Some(peers) = map.data.remove(RECOVERY).filter(|_| !void) {
+                    let now = k8s_openapi::jiff::Timestamp::now();
+                    map.data.insert(RECOVERED.to_owned(), format!("{now} seen by {}: {peers}", self.pod));
+                    if !nodes.is_empty() {
+                        map.data.insert("nodes".to_owned(), nodes.join(" "));
+                    }
+                }
             }
         }
         if !own.is_empty() {
@@ -144,6 +222,17 @@ impl Claims {
         }
         let written = self.kube.keep_config_map(&self.namespace, &map, &self.statefulset).await;
         written.map_err(|error| self.failed(&error))
+    }
+
+    /// Has it say "formed", unless it does.
+    fn formed(&self, map: &mut ConfigMap, nodes: &[String]) {
+        if map.data.get(STATE).is_none_or(|state| state != FORMED) {
+            let now = k8s_openapi::jiff::Timestamp::now();
+            map.data.insert(STATE.to_owned(), FORMED.to_owned());
+            map.data.insert(FORMED.to_owned(), format!("{now} seen by {}", self.pod));
+            map.data.insert("nodes".to_owned(), nodes.join(" "));
+        }
+        map.data.entry(ID.to_owned()).or_insert_with(|| Uuid::new_v4().to_string());
     }
 
     /// The ConfigMap as far as it is ours, empty when it is not.

@@ -34,6 +34,12 @@ pub enum Command {
     Check(CheckArgs),
     /// Show who is there: a table, JSON or bare addresses
     Discover(DiscoverArgs),
+    /// Remove clients whose machine is gone; without --yes say which (CronJob)
+    Reap(ReapArgs),
+    /// Look at everything, and say what is wrong and how it is mended (by hand, in a pipeline)
+    Doctor(DoctorArgs),
+    /// Bring a server back that has lost its quorum (peers.json); without --yes say what would be done
+    Recover(RecoverArgs),
     /// Copy this program into a folder (init container; its image has no cp)
     Install(InstallArgs),
 }
@@ -50,9 +56,15 @@ pub struct InitArgs {
     /// What this server is to become.
     #[command(flatten)]
     pub node: NodeArgs,
+    /// What was ordered about leaving.
+    #[command(flatten)]
+    pub leave: LeaveArg,
     /// Copy this program into a folder first, as install does: one init container less
     #[arg(long, env = "CONVENE_INSTALL", value_name = "DIR")]
     pub install: Option<String>,
+    /// The file with the gossip key that the agent gets, which is only checked: Consul's configuration (.json, .hcl) or the key alone (run reads CMD's)
+    #[arg(long, env = "CONVENE_GOSSIP_KEY_FILE", value_name = "FILE")]
+    pub gossip_key_file: Option<String>,
 }
 
 /// Settings of `run`.
@@ -76,6 +88,9 @@ pub struct RunArgs {
     /// Be an init and nothing else: no survey, no files
     #[arg(long, env = "CONVENE_PLAIN", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain: Option<String>,
+    /// How CMD is supervised.
+    #[command(flatten)]
+    pub supervise: SuperviseArgs,
     /// The program and its arguments, after `--`
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -112,6 +127,9 @@ pub struct CheckArgs {
     /// ready, live or joined
     #[arg(value_name = "WHAT")]
     pub what: String,
+    /// Ask again until the answer is yes, for as long as this (default 0s: once)
+    #[arg(long, env = "CONVENE_CHECK_WAIT", value_name = "DURATION")]
+    pub wait: Option<String>,
 }
 
 /// Settings of `discover`.
@@ -126,6 +144,69 @@ pub struct DiscoverArgs {
     /// table, json, or netaddrs (bare addresses, for Consul's exec= discovery)
     #[arg(long, env = "CONVENE_FORMAT", value_name = "FORMAT")]
     pub format: Option<String>,
+}
+
+/// Settings of `reap`.
+#[derive(Debug, Args)]
+pub struct ReapArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Do it; without it reap and recover only say what they would do
+    #[arg(long, env = "CONVENE_YES", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub yes: Option<String>,
+    /// How many clients one reap removes at most (1 to 1000; default 20)
+    #[arg(long, env = "CONVENE_AT_MOST", value_name = "N")]
+    pub at_most: Option<String>,
+    /// Only clients with this node meta are reap's: for a datacenter whose clients run in several Kubernetes clusters
+    #[arg(long, env = "CONVENE_NODE_META", value_name = "KEY=VALUE")]
+    pub node_meta: Option<String>,
+    /// Remove although more than half of the clients would go, or one is alive on a machine that has no Node object
+    #[arg(long, env = "CONVENE_FORCE", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub force: Option<String>,
+}
+
+/// Settings of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
+    /// table or json
+    #[arg(long, env = "CONVENE_OUTPUT", value_name = "OUTPUT")]
+    pub output: Option<String>,
+    /// The servers' namespace (default: POD_NAMESPACE, else the kubeconfig's)
+    #[arg(long, env = "CONVENE_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The servers' StatefulSet (default: this Pod's, else the only one whose Pods run convene or Consul)
+    #[arg(long, env = "CONVENE_STATEFUL_SET", value_name = "NAME")]
+    pub stateful_set: Option<String>,
+}
+
+/// Settings of `recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// What all commands share.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Who is asked, and how.
+    #[command(flatten)]
+    pub survey: SurveyArgs,
+    /// Do it; without it reap and recover only say what they would do
+    #[arg(long, env = "CONVENE_YES", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub yes: Option<String>,
+    /// One server of the recovered cluster, when several have their data but new addresses: the same list on each, before any of them starts (several allowed; default: this server alone)
+    #[arg(long, env = "CONVENE_PEER", value_name = "ID@ADDRESS")]
+    pub peer: Vec<String>,
+    /// A server that is silent, by name or address, and that you know to be stopped for good (several allowed)
+    #[arg(long, env = "CONVENE_STOPPED", value_name = "SERVER")]
+    pub stopped: Vec<String>,
+    /// Instead, while there is a leader: remove a voter, by name or node ID, whose Pod is gone for good
+    #[arg(long, env = "CONVENE_REMOVE", value_name = "SERVER")]
+    pub remove: Option<String>,
 }
 
 /// Settings of `install`.
@@ -160,6 +241,9 @@ pub struct CommonArgs {
     /// The HTTP port of the other servers' agents (default: CMD's, else 8500, over TLS 8501)
     #[arg(long, env = "CONVENE_PEER_HTTP_PORT", value_name = "PORT")]
     pub peer_http_port: Option<String>,
+    /// Ask the servers over TLS although the own agent is asked without it, as a client is within its Pod (default: as the own agent)
+    #[arg(long, env = "CONVENE_PEER_TLS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub peer_tls: Option<String>,
     /// Consul's server port (default: CMD's -server-port, else 8300)
     #[arg(long, env = "CONVENE_SERVER_PORT", value_name = "PORT")]
     pub server_port: Option<String>,
@@ -230,17 +314,51 @@ pub struct NodeArgs {
     /// How long to wait before giving up with 75 (default: no limit)
     #[arg(long, env = "CONVENE_WAIT", value_name = "DURATION")]
     pub wait: Option<String>,
+    /// Start up to this much later, each Pod by its own part of it and always by the same, so that a fleet does not start at once (0s to 10m; default 0s)
+    #[arg(long, env = "CONVENE_JITTER", value_name = "DURATION")]
+    pub jitter: Option<String>,
+    /// A client: how long the others remember it once it has failed or left (1s to 72h; default 4h, Consul's own is 72h)
+    #[arg(long, env = "CONVENE_RECONNECT_TIMEOUT", value_name = "DURATION")]
+    pub reconnect_timeout: Option<String>,
+}
+
+/// An order about leaving.
+#[derive(Debug, Args)]
+pub struct LeaveArg {
+    /// always: every stop is a graceful leave; never: none is; signal: Consul itself leaves at TERM, which needs no token (default: by the cause of the stop)
+    #[arg(long, env = "CONVENE_LEAVE", value_name = "WHEN")]
+    pub leave: Option<String>,
 }
 
 /// How it ends.
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// always: every TERM is a graceful leave; never: stop without leaving (default: never)
-    #[arg(long, env = "CONVENE_LEAVE", value_name = "WHEN")]
-    pub leave: Option<String>,
+    /// An order about leaving.
+    #[command(flatten)]
+    pub leave: LeaveArg,
     /// The Pod's terminationGracePeriodSeconds (5s to 1h; default 30s)
     #[arg(long, env = "CONVENE_GRACE_PERIOD", value_name = "DURATION")]
     pub grace_period: Option<String>,
+}
+
+/// How CMD is supervised.
+#[derive(Debug, Args)]
+pub struct SuperviseArgs {
+    /// Hand signals to CMD's whole process group, not to CMD alone
+    #[arg(long, env = "CONVENE_GROUP", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub group: Option<String>,
+    /// Let CMD lead a session of its own, without our terminal; what would suspend it (TSTP, TTIN, TTOU) is handed on as STOP
+    #[arg(long, env = "CONVENE_SESSION", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub session: Option<String>,
+    /// Hand signal FROM to CMD as TO, by number or name, or not at all when TO is 0; a TERM stays a stop (several allowed; in the environment separated by ,)
+    #[arg(long, env = "CONVENE_REWRITE", value_name = "FROM:TO")]
+    pub rewrite: Vec<String>,
+    /// An exit code of CMD that counts as 0, such as 143 (0 to 255; several allowed; in the environment separated by ,)
+    #[arg(long, env = "CONVENE_SUCCESS", value_name = "CODE")]
+    pub success: Vec<String>,
+    /// The signal that convene gets when the process that started it ends, by number or name (default: none)
+    #[arg(long, env = "CONVENE_PARENT_DEATH", value_name = "SIGNAL")]
+    pub parent_death: Option<String>,
 }
 
 /// For each argument that was given: where, as a person would name it (`--expect` or `CONVENE_EXPECT`).
@@ -307,7 +425,7 @@ fn stopped(error: clap::Error) -> Stopped {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             Stopped::Wrong(Failure::new(
                 Code::Usage,
-                "no command was given: one of init, run, watch, leave, check, discover, install; see convene --help",
+                "no command was given: one of init, run, watch, leave, check, discover, reap, doctor, recover, install; see convene --help",
             ))
         }
         _ => Stopped::Wrong(Failure::new(Code::Usage, one_line(&error))),

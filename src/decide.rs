@@ -5,16 +5,18 @@
 //! an error never counts as an empty answer.
 
 mod decision;
+mod foreign;
 
 use crate::claim::{Claim, Seen, Step};
 use crate::exit::Code;
 use crate::settings::{Adopt, Owner, Role};
 use crate::survey::agents::{Reported, Verdict};
+use crate::survey::strangers::are_one;
 use crate::survey::{Other, Survey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-pub use decision::{Decision, Fresh, Refusal, Rule, Start, Target, Wait};
+pub use decision::{Decision, Fresh, Refusal, Removal, Rule, Start, Target, Wait};
 
 /// Who decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,14 +58,15 @@ pub struct Disk {
     pub frozen_expect: Option<u32>,
     /// The record says that the cluster was seen whole.
     pub formed: bool,
-    /// The servers that were known last.
-    pub last_servers: Vec<IpAddr>,
 }
+
+/// What a message says where no leader can come any more.
+pub const RECOVER: &str = "convene recover, on a server that has its data, says what to do";
 
 /// Decides.
 pub fn decide(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
     if us.role == Role::Client {
-        return client(survey, disk);
+        return client(survey);
     }
     let formed = survey.others.iter().any(|other| matches!(other.verdict, Verdict::Formed(_)));
     if let Some(owner) = disk.owner.as_ref().filter(|owner| is_another(owner, &us.owner)) {
@@ -108,7 +111,7 @@ pub fn decide(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
 }
 
 /// Whether a record's owner is not us. What one of both does not know is no difference.
-fn is_another(recorded: &Owner, us: &Owner) -> bool {
+pub(crate) fn is_another(recorded: &Owner, us: &Owner) -> bool {
     let differ = |one: &Option<String>, other: &Option<String>| one.is_some() && other.is_some() && one != other;
     recorded.pod != us.pod
         || differ(&recorded.namespace, &us.namespace)
@@ -158,14 +161,15 @@ fn claimed(id: &str) -> Decision {
         Rule::Claimed,
         "our disk is empty and no server reports a cluster, but the claim says that there was one".to_owned(),
         &format!(
-            "a server that has its data comes back; when all data is lost for good, give --new-cluster=force:{id} to one server, which founds anew, once"
+            "a server that has its data comes back (when too few do for a leader: {RECOVER}); when all data is lost for good, give \
+             --new-cluster=force:{id} to one server, which founds anew, once"
         ),
     )
 }
 
 /// Rule 1.
-fn client(survey: &Survey, disk: &Disk) -> Decision {
-    let join = targets(survey, &disk.last_servers);
+fn client(survey: &Survey) -> Decision {
+    let join = targets(survey);
     if join.is_empty() {
         return wait(
             Rule::Client,
@@ -190,7 +194,7 @@ fn rejoin(us: &Us, survey: &Survey, disk: &Disk) -> Decision {
             "the volume holds raft data and no leader was ever seen: rejoin, and keep bootstrap_expect {expect} until the formation ends"
         ),
     };
-    let join = targets(survey, &disk.last_servers);
+    let join = targets(survey);
     Decision::Start(Start { rule: Rule::Rejoin, expect, join, claim: None, fresh: None, why })
 }
 
@@ -204,12 +208,18 @@ fn join(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
         .flat_map(|other| other.reports.iter().map(move |(ip, verdict)| (*ip, other, verdict)))
         .filter_map(|(ip, other, verdict)| Some((ip, (other, verdict.reported()?))))
         .collect();
+    if let Some(wait) = foreign::two_clusters(&formed) {
+        return wait;
+    }
+    let all = formed;
+    let formed = foreign::of_the_named(&all);
+    let unlinked = foreign::unlinked(survey, &formed, us);
     // An earlier address of ours at which another server answers is that server's now.
     let answers = |ip: &IpAddr| survey.others.iter().any(|other| other.reports.get(ip).is_some_and(Verdict::is_server));
     let claimed = |ip: &IpAddr| matches!(claim, Seen::Claimed(claim) if claim.addresses.contains(ip));
     let earlier = |ip: &IpAddr| disk.earlier_addresses.contains(ip) || claimed(ip);
     let ours = |ip: &IpAddr| us.addresses.contains(ip) || (earlier(ip) && !answers(ip));
-    for (other, reported) in formed.values() {
+    for (other, reported) in all.values() {
         if let Some(listed) = reported.peers.iter().find(|peer| ours(&peer.ip())) {
             return Decision::Wait(Wait {
                 rule: Rule::Join,
@@ -217,9 +227,13 @@ fn join(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
                     "our disk is empty, and {} still lists our address {listed} among its raft peers: an empty server there could vote for a leader that lacks acknowledged writes",
                     other.name
                 ),
-                cure: "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed"
-                    .to_owned(),
-                remove_at: healthy_leader(&formed, &ours),
+                cure: predecessor_removed(all.values().map(|(_, reported)| *reported)),
+                // Not of another cluster, which may have a server of our name.
+                remove: unlinked
+                    .is_none()
+                    .then(|| healthy_leader(&formed, &ours))
+                    .flatten()
+                    .map(|leader| Removal { leader, listed: *listed }),
             });
         }
     }
@@ -232,9 +246,14 @@ fn join(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
                 "a cluster exists ({}) but its leader has not answered",
                 names(formed.values().map(|(other, _)| other.name.as_str()))
             ),
-            "a leader is elected and answers; if more than half of the disks are lost it never will, and the survivor needs peers.json",
+            &format!(
+                "a leader is elected and answers; when more than half of the disks are lost for good there will be none: {RECOVER}"
+            ),
         );
     };
+    if let Some(wait) = unlinked {
+        return wait;
+    }
     for peer in &reported.peers {
         let why = match formed.get(&peer.ip()) {
             None => "has not answered",
@@ -251,8 +270,23 @@ fn join(us: &Us, survey: &Survey, disk: &Disk, claim: &Seen) -> Decision {
         "the disk is empty and leader {leader} has {}, none of them ours: join it",
         count(reported.peers.len(), "raft peer", "raft peers")
     );
-    let join = targets(survey, &[]);
+    // Whoever is not of this cluster has at best an old list of it, and is at worst another cluster's.
+    let strange = |ip: &IpAddr| all.get(ip).is_some_and(|(_, theirs)| !are_one((leader.ip(), reported), (*ip, theirs)));
+    let mut join = targets(survey);
+    join.retain(|target| !matches!(target, Target::Address(ip, _) if strange(ip)));
     Decision::Start(Start { rule: Rule::Join, expect: None, join, claim: None, fresh: None, why })
+}
+
+/// What ends the wait of a server whose predecessor is still a raft peer.
+fn predecessor_removed<'a>(mut reported: impl Iterator<Item = &'a Reported>) -> String {
+    let cure =
+        "a leader removes the predecessor: consul operator raft remove-peer, or autopilot once it is seen as failed";
+    match reported.any(|reported| reported.leader.is_some()) {
+        true => cure.to_owned(),
+        false => {
+            format!("{cure}; when more than half of the disks are lost for good there will be no leader: {RECOVER}")
+        }
+    }
 }
 
 /// The leader's address, when every server that it lists but ourselves has answered and knows it, and they are a majority: then
@@ -276,6 +310,9 @@ fn found(us: &Us, survey: &Survey, claim: &Seen) -> Decision {
             format!("{} is {}", other.name, other.verdict),
             "it answers, or is gone: only then it is certain that no cluster exists",
         );
+    }
+    if let Some(wait) = foreign::in_anothers_place(survey) {
+        return wait;
     }
     if let Some(report) = survey.sources.iter().find(|report| report.blind) {
         let why = report.outcome.as_ref().err().map(String::as_str).unwrap_or_default();
@@ -313,7 +350,7 @@ fn found(us: &Us, survey: &Survey, claim: &Seen) -> Decision {
     }
     let claim = claim.map(|over| Step::Found { expect, over });
     let us = &Us { expect: Some(expect), ..us.clone() };
-    let join = targets(survey, &[]);
+    let join = targets(survey);
     let needed = if us.within_expect() { (expect as usize).saturating_sub(1) } else { 1 };
     let named = survey.servers().filter(|other| !other.awaited).count().min(join.len());
     if !us.joins_later && named < needed {
@@ -366,29 +403,26 @@ fn half_founder(expect: u32, replicas: Option<u32>) -> Option<Refusal> {
     })
 }
 
-/// Whom to join: those that answered first, then other addresses, then names that have no address yet. The servers known
-/// last are tried when nobody else is known.
-fn targets(survey: &Survey, last: &[IpAddr]) -> Vec<Target> {
+/// Whom to join: those that answered first, then other addresses, then names that have no address yet. No strangers, nor the
+/// names that lead to them.
+fn targets(survey: &Survey) -> Vec<Target> {
     let mut answered = Vec::new();
     let mut silent = Vec::new();
     let mut named = Vec::new();
     for other in survey.servers() {
         let list = if other.verdict.is_server() { &mut answered } else { &mut silent };
         let addresses = other.joined_at();
-        if addresses.is_empty() {
+        if other.reports.is_empty() && other.stable.is_empty() {
             named.extend(other.host.iter().map(|host| Target::Name(host.clone(), other.port)));
         }
         list.extend(addresses.into_iter().map(|ip| Target::Address(ip, other.port)));
-    }
-    if answered.is_empty() && silent.is_empty() {
-        silent.extend(last.iter().map(|ip| Target::Address(*ip, None)));
     }
     let mut seen = BTreeSet::new();
     answered.into_iter().chain(silent).chain(named).filter(|target| seen.insert(target.to_string())).collect()
 }
 
 fn wait(rule: Rule, why: String, cure: &str) -> Decision {
-    Decision::Wait(Wait { rule, why, cure: cure.to_owned(), remove_at: None })
+    Decision::Wait(Wait { rule, why, cure: cure.to_owned(), remove: None })
 }
 
 fn failures(survey: &Survey) -> String {

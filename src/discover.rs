@@ -112,8 +112,13 @@ fn json(survey: &Survey) -> Value {
             let (verdict, leader, peers, why) = match &other.verdict {
                 Verdict::Formed(reported) => ("formed", reported.leader, Some(&reported.peers), None),
                 Verdict::NeverFormed => ("never formed", None, None, None),
-                Verdict::Absent(why) => ("absent", None, None, Some(why)),
-                Verdict::Unknown(why) => ("unknown", None, None, Some(why)),
+                Verdict::Stranger(stranger) => {
+                    let reported = stranger.reported();
+                    let leader = reported.and_then(|reported| reported.leader);
+                    ("stranger", leader, reported.map(|reported| &reported.peers), Some(stranger.to_string()))
+                }
+                Verdict::Absent(why) => ("absent", None, None, Some(why.clone())),
+                Verdict::Unknown(why) => ("unknown", None, None, Some(why.clone())),
             };
             json!({"name": other.name, "addresses": other.addresses().collect::<Vec<_>>(), "verdict": verdict, "leader": leader, "peers": peers, "why": why})
         })

@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
-    /// `check` says no.
+    /// `check` says no, or `doctor` found something.
     No = 1,
     /// Usage or settings are wrong.
     Usage = 64,
@@ -34,12 +34,12 @@ pub enum Code {
 /// Every row of the README's table of exit codes: the code as it is written there, and its meaning.
 pub const TABLE: &[(&str, &str)] = &[
     ("0", "done; a stop that went as planned is 0 too, although Consul itself ends with 1 (but not for `--plain`)"),
-    ("1", "`check` says no"),
+    ("1", "`check` says no, or `doctor` found something"),
     ("64", "usage or settings"),
     ("69", "something needed did not answer in time"),
     ("71", "could not spawn or exec"),
     ("73", "could not write"),
-    ("75", "not now, try again (`--wait` ran out)"),
+    ("75", "not now, try again (`--wait` ran out, `reap` would rather not, or a gate of `recover` is shut)"),
     ("78", "what is on disk contradicts the cluster or itself, a person must look"),
     ("126", "CMD cannot be executed"),
     ("127", "CMD was not found"),

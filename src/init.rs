@@ -4,22 +4,25 @@
 //! and writes only when all is decided: the record before the rendered file. A second run on the same world writes the same
 //! bytes. Never starts an agent, never sets a signal handler: the caller races this against TERM.
 
+mod hold;
 mod waiting;
 
 use crate::api::consul::ApiError;
 use crate::api::kube::{Event, Kube, StatefulSet};
 use crate::claim::{Claims, Seen};
-use crate::decide::{Decision, Fresh, Start, Us, decide};
+use crate::decide::{Decision, Fresh, Removal, Start, Us, decide, is_another};
 use crate::events::Events;
 use crate::exit::{Code, Failure};
 use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
 use crate::record::{Holding, Record, RecordError, VERSION, Volume};
-use crate::render::render;
-use crate::settings::{Leave, Local, Node, Role, Seat, Survey as Settings};
+use crate::render::{How, render};
+use crate::settings::gossip::GossipKey;
+use crate::settings::{Adopt, DEFAULT_DATACENTER, Local, Node, Role, Seat, Survey as Settings};
 use crate::survey::dns::Dns;
 use crate::survey::statefulset::Shape;
-use crate::survey::{Other, Survey, Surveyor, own};
+use crate::survey::{Memory, Other, Survey, Surveyor, own};
+use hold::Hold;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -27,7 +30,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use waiting::Waiting;
 
-pub use waiting::{SAY_EVERY, pause};
+pub use waiting::pause;
 
 /// What was prepared.
 #[derive(Debug)]
@@ -46,17 +49,6 @@ pub struct Prepared {
     pub events: Events,
 }
 
-/// What beside the settings makes a difference.
-#[derive(Debug, Clone, Copy)]
-pub struct How {
-    /// CMD binds an address itself.
-    pub binds: bool,
-    /// Somebody joins servers that are found after the start.
-    pub joins_later: bool,
-    /// What the user ordered about leaving.
-    pub leave: Option<Leave>,
-}
-
 /// Surveys and decides until the agent may start, then writes the record and the rendered file.
 ///
 /// # Errors
@@ -68,7 +60,9 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let mut owner = node.local.owner.clone();
     owner.namespace = owner.namespace.or_else(|| node.survey.namespace.clone());
     let events = Events::on(events, &owner);
-    let mut waiting = Waiting { begun: Instant::now(), limit: node.wait, said: None, events, asked: None };
+    let place = place(&node.local.owner.pod);
+    put_off(node.jitter.mul_f64(place)).await;
+    let mut waiting = Waiting::new(node.wait, events, Some(place).filter(|_| node.role == Role::Client));
     match settled(node, how, kube, &mut waiting).await {
         Ok((node, volume, surveyor, held, agent_lock)) => {
             Ok(Prepared { node, volume, surveyor, waiting: held, agent_lock, events: waiting.events })
@@ -82,20 +76,47 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     }
 }
 
+/// Our place among all, 0 to 1: even for a fleet, and for one Pod always the same.
+pub fn place(pod: &str) -> f64 {
+    let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_DNS, pod.as_bytes()).as_u128();
+    (hash >> 96) as f64 / f64::from(u32::MAX)
+}
+
+async fn put_off(pause: Duration) {
+    if !pause.is_zero() {
+        info!(pause_ms = millis(pause), "the start is put off (--jitter)");
+        tokio::time::sleep(pause).await;
+    }
+}
+
 /// All that was prepared, but for the Events.
 type Settled = (Node, Volume, Surveyor, Option<Held>, Held);
 
 async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waiting) -> Result<Settled, Failure> {
     let volume = Volume::open(&node.local.data_dir, node.create_data_dir).map_err(|error| volume_failure(&error))?;
     let told_waiting = volume.try_lock(Lock::Waiting).map_err(|error| volume_failure(&error))?;
+    waiting.volume = Some(volume.clone()).filter(|_| node.role == Role::Client);
     // Only then is it read: whoever had the volume may have changed what is on it.
     let agent_lock = lock(&volume, waiting).await?;
     let holding = volume.read().map_err(|error| volume_failure(&error))?;
     hello(node, &volume, &holding);
+    let mut hold = Hold::new(node, kube.as_ref(), &volume);
+    hold.wait(waiting).await?;
+    // A key that Consul is going to refuse is told before anybody waits for a survey.
+    let standing = |key: &GossipKey| volume.standing(key).map_err(|error| Failure::from_error(Code::Usage, &error));
+    node.gossip_key.as_ref().map(standing).transpose()?;
     let dns = Dns::new(&node.survey);
     let node = at_own_address(node, &dns, kube.as_ref(), &holding, waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
-    let (start, survey) = settle(&node, how.joins_later, &mut surveyor, &holding, waiting).await?;
+    surveyor.remember(memory(&node, &holding));
+    let (start, survey) = loop {
+        let settled = settle(&node, how.supervised, &mut surveyor, &holding, waiting).await?;
+        // What was decided before a hold is old after it.
+        if !hold.wait_again(waiting).await? {
+            break settled;
+        }
+    };
+    void_recovery(&volume, &survey)?;
     let holding = match start.fresh {
         Some(fresh) => {
             let unknown = fresh == Fresh::AndUnknown;
@@ -110,15 +131,41 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
         }
         None => holding,
     };
-    let node_id = holding.node_id.clone().unwrap_or_else(NodeId::random);
+    // Not before: the keyring may just have been moved aside.
+    if let Some(key) = &node.gossip_key {
+        standing(key)?.tell(&key.place);
+    }
+    let node_id = holding.node_id.clone().unwrap_or_else(|| new_id(&node));
     let record = record(&node, &holding, &node_id, &start);
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
     volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
-    volume
-        .write(&node.config_out, render(&node, &start, how.binds, how.leave).as_bytes())
-        .map_err(|error| volume_failure(&error))?;
+    volume.write(&node.config_out, render(&node, &start, how).as_bytes()).map_err(|error| volume_failure(&error))?;
+    volume.note_not_joined(None);
     info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
     Ok((node, volume, surveyor, told_waiting, agent_lock))
+}
+
+/// A recovery that was broken off is void once the others have a leader: a peers.json that stayed would make a second cluster.
+fn void_recovery(volume: &Volume, survey: &Survey) -> Result<(), Failure> {
+    let reports = survey.others.iter().flat_map(|other| other.reports.values());
+    let leader = reports.filter_map(|verdict| verdict.reported()?.leader).next();
+    if let Some(leader) = leader
+        && volume.void_peers().map_err(|error| volume_failure(&error))?
+    {
+        warn!(%leader, "the recovery that was begun here is void, since there is a leader: took raft/peers.json away");
+    }
+    Ok(())
+}
+
+/// The ID of a node that has none yet.
+fn new_id(node: &Node) -> NodeId {
+    match node.role {
+        Role::Server => NodeId::random(),
+        Role::Client => {
+            let datacenter = node.local.datacenter.as_deref().unwrap_or(DEFAULT_DATACENTER);
+            NodeId::of_client(datacenter, node.survey.namespace(), &node.local.node_name)
+        }
+    }
 }
 
 /// The settings with the address that we advertise: the stable one, if there is one.
@@ -145,14 +192,26 @@ async fn at_own_address(
     Ok(node)
 }
 
-/// Waits for the volume.
+/// What an earlier start learned of the cluster that the data on the volume belongs to; nothing where that data is not ours, or is
+/// not there.
+fn memory(node: &Node, holding: &Holding) -> Memory {
+    let keeps = node.role == Role::Client || holding.raft_data;
+    let ours =
+        |record: &&Record| keeps && (node.adopt == Some(Adopt::Keep) || !is_another(&record.owner, &node.local.owner));
+    holding.record.as_ref().filter(ours).map(Record::memory).unwrap_or_default()
+}
+
+/// Waits for the volume: until no other convene has it, and no agent runs on it that outlived its convene.
 async fn lock(volume: &Volume, waiting: &mut Waiting) -> Result<Held, Failure> {
     loop {
-        if let Some(held) = volume.try_lock(Lock::Agent).map_err(|error| volume_failure(&error))? {
-            return Ok(held);
-        }
-        let line = "another convene has this volume, with its agent; this ends when: that one ends (after a force delete its Pod may live out its grace period)";
-        waiting.once_more(line.to_owned()).await?;
+        let held = volume.try_lock(Lock::Agent).map_err(|error| volume_failure(&error))?;
+        let who = match held {
+            None => "another convene has this volume, with its agent",
+            Some(_) if volume.has_agent().map_err(|error| volume_failure(&error))? => "an agent runs on this volume",
+            Some(held) => return Ok(held),
+        };
+        let ends = "this ends when: that one ends (after a force delete its Pod may live out its grace period)";
+        waiting.once_more(format!("{who}; {ends}")).await?;
     }
 }
 
@@ -239,9 +298,9 @@ async fn settle(
                 ));
             }
             Decision::Wait(wait) => {
-                let asked = match wait.remove_at {
-                    Some(leader) if waiting.may_ask() => remove(node, surveyor, leader).await,
-                    _ => String::new(),
+                let asked = match wait.remove {
+                    Some(removal) => waiting.asked(remove(node, surveyor, removal)).await,
+                    None => "",
                 };
                 let line = format!("rule {}: {}{asked}; this ends when: {}", wait.rule, wait.why, wait.cure);
                 waiting.once_more(line).await?;
@@ -250,10 +309,18 @@ async fn settle(
     }
 }
 
+/// What the removal of a predecessor needs, so that a person can give it at any time.
+const NEEDED: &str =
+    "a token with the policy operator = \"write\" is needed, which goes to other servers over verified TLS only";
+
 /// Asks the leader to take our predecessor out, whose disk is gone; gives what to say of it.
-async fn remove(node: &Node, surveyor: &Surveyor, leader: IpAddr) -> String {
+async fn remove(node: &Node, surveyor: &Surveyor, Removal { leader, listed }: Removal) -> String {
     let asked = match surveyor.peers().at(leader) {
-        Ok(agent) => agent.force_leave(&node.local.node_name).await,
+        Ok(agent) => match agent.force_leave(&node.local.node_name).await {
+            // Others that were started again without it have never heard of it, and nobody else would ever remove it.
+            Err(error) if error.is_unknown_node() => agent.remove_peer(listed).await,
+            asked => asked,
+        },
         Err(error) => Err(error),
     };
     match asked {
@@ -261,9 +328,9 @@ async fn remove(node: &Node, surveyor: &Surveyor, leader: IpAddr) -> String {
             info!(server = %leader, node = node.local.node_name, "asked the leader to remove our predecessor");
             format!("; {leader} was asked to remove it")
         }
-        Err(error) if error.is_denied() => format!(
-            "; {leader} may not remove it for us: a token with the policy operator = \"write\" is needed, which goes to other servers over verified TLS only"
-        ),
+        Err(error) if error.is_denied() => format!("; {leader} may not remove it for us: {NEEDED}"),
+        // The token's own; certificates were read to see the leader at all.
+        Err(error @ ApiError::File { .. }) => format!("; {leader} was not asked to remove it, since {NEEDED}: {error}"),
         Err(error) => format!("; {leader} did not remove it: {error}"),
     }
 }
@@ -289,7 +356,11 @@ fn tell(survey: &Survey, start: &Start, begun: Instant) {
         }
     }
     for other in &survey.others {
-        info!(server = other.name, addresses = addresses(other), "{}", other.verdict);
+        if other.verdict.is_stranger() {
+            warn!(server = other.name, addresses = addresses(other), "not joined: {}", other.verdict);
+        } else {
+            info!(server = other.name, addresses = addresses(other), "{}", other.verdict);
+        }
     }
     let joins = start.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     info!(rule = %start.rule, expect = start.expect, retry_join = joins, took_ms = millis(begun.elapsed()), "decided: {}", start.why);
@@ -341,11 +412,16 @@ fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Re
         node_id: node_id.to_string(),
         expect: frozen.or(start.expect),
         formed: old.is_some_and(|record| record.formed),
+        unclaimed: node.survey.claims,
         left: false,
         advertise: node.local.advertise,
         stable: node.survey.stable,
         addresses: addresses.into_iter().collect(),
         servers: old.map(|record| record.servers.clone()).unwrap_or_default(),
+        // Without its data a server may join another one, or found it.
+        cluster: old
+            .filter(|_| holding.raft_data || node.role == Role::Client)
+            .and_then(|record| record.cluster.clone()),
         more: old.map(|record| record.more.clone()).unwrap_or_default(),
     }
 }

@@ -15,11 +15,14 @@
 //!    into Kubernetes what must outlive all volumes.
 //! 5. [`render`] gives Consul its part as one file. [`init`] is the steps up to here.
 //! 6. [`run`] starts Consul's agent and supervises it as PID 1, joins peers that are found late, and notes when the cluster
-//!    has formed.
+//!    has [`formed`].
 //! 7. [`stop`] ends it well: with a graceful leave that another server confirms, or without one.
 //!
 //! [`check`], [`discover`] and [`install`] are the other commands, on the same settings and the same survey; `watch` is the part
-//! of [`run`] beside an agent that is PID 1 itself. [`events`] tells a person what was decided.
+//! of [`run`] beside an agent that is PID 1 itself. [`reap`] runs beside no agent: it removes clients whose machine is gone.
+//! [`doctor`] looks at all of it, from inside or outside, and says what is wrong and how it is mended.
+//! [`recover`] gives a server that has lost its quorum a raft configuration with which it can lead again.
+//! [`events`] tells a person what was decided.
 //!
 //! Three things hold throughout. What is written is written as a whole or not at all, and before anybody acts on it. A second
 //! run on the same world writes the same bytes. Every end has an exit code of [`exit`] and one line that says what, where,
@@ -40,13 +43,17 @@ pub mod render;
 
 pub mod init;
 
+pub mod formed;
 pub mod run;
 
 pub mod stop;
 
 pub mod check;
 pub mod discover;
+pub mod doctor;
 pub mod install;
+pub mod reap;
+pub mod recover;
 
 pub mod api;
 pub mod events;

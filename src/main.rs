@@ -3,33 +3,43 @@
 //! Blocks the signals before anything else, reads the settings, calls one command, and tells a failure once: on stderr, and
 //! in the termination log where there is one, so that `kubectl describe pod` shows it.
 
-use convene::api::consul::Agent;
+use convene::api::consul::{Agent, Peers};
 use convene::api::kube::Kube;
 use convene::check::{WHATS, check};
 use convene::cli::{
-    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, InitArgs, InstallArgs, LeaveArgs, Places, RunArgs,
-    Stopped, WatchArgs,
+    self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, DoctorArgs, InitArgs, InstallArgs, LeaveArgs, Places,
+    ReapArgs, RecoverArgs, RunArgs, Stopped, WatchArgs,
 };
 use convene::events::Events;
 use convene::exit::{Code, Failure};
-use convene::init::{How, settings_failure, volume_failure};
+use convene::formed::note_once;
+use convene::init::{claims, settings_failure, volume_failure};
+use convene::reap::{self, reap};
+use convene::recover::{World, recover, remove::remove};
+use convene::render::How;
 use convene::run::pid1::{self, Signals};
 use convene::run::{Task, not_started, prepare_or_stop, run, watch};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
+use convene::settings::doctoring::Doctoring;
+use convene::settings::gossip::GossipKey;
 use convene::settings::read::{Env, Reader, SettingsError};
+use convene::settings::reaping::Reaping;
+use convene::settings::recovering::Recovery;
+use convene::settings::supervision::{Mode, Supervision};
 use convene::settings::{
-    DEFAULT_DISCOVER_TIMEOUT, DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out,
-    kubernetes, unknown_variables,
+    DEFAULT_TERMINATION_LOG, Leave, Local, Node, Role, Speech, Stop, Survey, config_out, kubernetes, needed_kubernetes,
+    unknown_variables,
 };
-use convene::stop::deadline;
-use convene::stop::leave::{LeaveError, Leaver, leave_once, told};
+use convene::stop::course::Stopper;
+use convene::stop::look::CALL;
 use convene::survey::Surveyor;
 use convene::survey::dns::Dns;
-use convene::{discover, install, log, record};
+use convene::{discover, doctor, install, log, record, time};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::exit;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -83,6 +93,9 @@ fn common(cli: &Cli) -> &CommonArgs {
         Command::Leave(args) => &args.common,
         Command::Check(args) => &args.common,
         Command::Discover(args) => &args.common,
+        Command::Reap(args) => &args.common,
+        Command::Doctor(args) => &args.common,
+        Command::Recover(args) => &args.common,
         Command::Install(args) => &args.common,
     }
 }
@@ -96,6 +109,9 @@ async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u
         Command::Leave(args) => as_any_program(signals, leave_command(reader, &args)).await,
         Command::Check(args) => as_any_program(signals, check_command(reader, &args)).await,
         Command::Discover(args) => as_any_program(signals, discover_command(reader, &args)).await,
+        Command::Reap(args) => as_any_program(signals, reap_command(reader, &args)).await,
+        Command::Doctor(args) => as_any_program(signals, doctor_command(reader, &args)).await,
+        Command::Recover(args) => as_any_program(signals, recover_command(reader, &args)).await,
         Command::Install(args) => as_any_program(signals, install_command(&args)).await,
     }
 }
@@ -118,11 +134,16 @@ fn installed(folder: &Path) -> Result<(), Failure> {
 }
 
 async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs) -> Result<u8, Failure> {
-    let node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
+    let mut node = Node::read(reader, &args.common, &args.survey, &args.node, None).map_err(|error| usage(&error))?;
+    if let Some(file) = reader.text(&args.gossip_key_file) {
+        let key = GossipKey::in_file(&reader.places.of("gossip_key_file"), file).map_err(|error| usage(&error))?;
+        node.gossip_key = Some(key);
+    }
     if let Some(folder) = reader.text(&args.install) {
         installed(Path::new(folder))?;
     }
-    let how = How { binds: false, joins_later: false, leave: None };
+    let leave = Leave::read(reader, &args.leave).map_err(|error| usage(&error))?;
+    let how = How { binds: false, supervised: false, leave };
     match prepare_or_stop(&mut signals, &node, how).await? {
         Ok(prepared) => prepared.events.finish().await,
         Err(code) => return Ok(code),
@@ -131,22 +152,18 @@ async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs)
 }
 
 async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Result<u8, Failure> {
-    let (exec, plain) = (
-        reader.boolean("exec", &args.exec).map_err(|error| usage(&error))?,
-        reader.boolean("plain", &args.plain).map_err(|error| usage(&error))?,
-    );
+    let mode = mode(reader, &args)?;
     if args.command.is_empty() {
         return Err(Failure::new(Code::Usage, "no CMD was given: convene run [--exec|--plain] -- CMD…"));
     }
-    if plain {
-        if exec {
-            return Err(Failure::new(
-                Code::Usage,
-                "--plain and --exec contradict each other: --plain supervises CMD, --exec becomes it; give one",
-            ));
-        }
+    let supervision = Supervision::read(reader, &args.supervise, mode).map_err(|error| usage(&error))?;
+    if let Some(signal) = supervision.parent_death {
+        pid1::signal_at_parents_end(signal);
+    }
+    if mode == Mode::Plain {
         let grace = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?.grace;
-        return pid1::plain(signals, &args.command, grace).await.or_else(|error| not_started(&error));
+        let ended = pid1::plain(signals, &args.command, grace, supervision).await;
+        return ended.or_else(|error| not_started(&error));
     }
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
     let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
@@ -158,15 +175,28 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
     }
     let node = Node::read(reader, &args.common, &args.survey, &args.node, command.as_ref());
     let node = node.map_err(|error| usage(&error))?;
-    let task = task(&node, args.command, command.as_ref(), exec)?;
-    run(signals, &node, stop, task).await
+    let task = task(&node, args.command, command.as_ref(), mode == Mode::Exec)?;
+    run(signals, &node, stop, task, supervision).await
+}
+
+fn mode(reader: Reader<'_>, args: &RunArgs) -> Result<Mode, Failure> {
+    let given = |id, value| reader.boolean(id, value).map_err(|error| usage(&error));
+    match (given("plain", &args.plain)?, given("exec", &args.exec)?) {
+        (true, true) => Err(Failure::new(
+            Code::Usage,
+            "--plain and --exec contradict each other: --plain supervises CMD, --exec becomes it; give one",
+        )),
+        (true, false) => Ok(Mode::Plain),
+        (false, true) => Ok(Mode::Exec),
+        (false, false) => Ok(Mode::Agent),
+    }
 }
 
 /// CMD with what convene adds and takes out, unless it contradicts what convene must do.
 fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec: bool) -> Result<Task, Failure> {
     let Some(command) = command else {
         warn!(file = %node.config_out.display(), "CMD is not a Consul agent that convene knows: it must read the rendered file itself");
-        return Ok(Task { command: words, exec, binds: true });
+        return Ok(Task { command: words, exec, binds: true, consul: false });
     };
     for warning in command.warnings() {
         warn!("{warning}");
@@ -179,7 +209,7 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
         return Err(usage(&SettingsError::Command(format!("CMD cannot stay as it is: {}", lines.join("; ")))));
     }
     let words = command.without(&TAKEN_OUT, &node.config_out);
-    Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some() })
+    Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some(), consul: true })
 }
 
 async fn watch_command(signals: Signals, reader: Reader<'_>, args: &WatchArgs) -> Result<u8, Failure> {
@@ -193,43 +223,52 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
     let begun = Instant::now();
     let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
-    if stop.leave != Some(Leave::Always) {
-        info!("--leave=always was not given: the agent stops without leaving");
-        return Ok(0);
-    }
     let volume = record::Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
-    let deadline = deadline(begun, stop.grace);
-    let leaver = Leaver {
-        agent: Agent::own(&local.http).map_err(|error| settings_failure(&error))?,
-        peers: convene::api::consul::Peers::new(&local).map_err(|error| settings_failure(&error))?,
-        node: local.node_name.clone(),
-        addresses: local.own_addresses.iter().copied().collect(),
-        role: local.role.unwrap_or(Role::Server),
-    };
-    let access = kubernetes(reader, &local, leaver.role, &[]).map_err(|error| usage(&error))?;
-    let mut events = Events::on(access.map(|access| Kube::new(access, DEFAULT_DISCOVER_TIMEOUT)), &local.owner);
-    let left = leave_once(&volume, leaver, deadline).await;
-    events.tell(told(&left));
+    let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
+    let peers = Peers::new(&local).map_err(|error| settings_failure(&error))?;
+    let role = local.role.unwrap_or(Role::Server);
+    let kube = stop.kubernetes.clone().map(|access| Kube::new(access, CALL));
+    note_once(&local, &agent, kube.clone(), CALL).await;
+    let mut events = Events::on(kube.filter(|_| role == Role::Server), &local.owner);
+    let course = Stopper::new(&local, role, agent, peers, volume, stop).stop(begun).await;
+    course.event.into_iter().for_each(|event| events.tell(event));
     events.finish().await;
-    left.map(|_| 0).map_err(|error| Failure::from_error(leave_code(&error), &error))
+    course.done.map(|()| 0)
 }
 
-fn leave_code(error: &LeaveError) -> Code {
-    match error {
-        LeaveError::Held { .. } => Code::NotNow,
-        LeaveError::Lock(error) => error.code(),
-        LeaveError::NoAddress => Code::Usage,
-        _ => Code::Unavailable,
-    }
-}
+/// What a probe takes at most that says yes and then notes it: Kubernetes' default for timeoutSeconds is 1 s, and a yes that
+/// comes later is a no.
+const PROBE: Duration = Duration::from_millis(800);
+
+/// How often a gate asks again.
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
+    let begun = Instant::now();
     let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
     let local = beside_an_agent(reader, &args.common)?;
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
-    let answer = check(what, &local, &agent).await;
+    let wait = reader.duration("wait", &args.wait, Duration::ZERO..=Duration::from_secs(3600));
+    let wait = wait.map_err(|error| usage(&error))?.unwrap_or_default();
+    let answer = loop {
+        let answer = check(what, &local, &agent).await;
+        if answer.yes || begun.elapsed() >= wait {
+            break answer;
+        }
+        tokio::time::sleep(CHECK_EVERY).await;
+    };
+    if answer.votes {
+        let access = kubernetes(reader, &local, local.role.unwrap_or(Role::Server), &[]).ok().flatten();
+        let kube = access.map(|access| Kube::new(access, CALL));
+        note_once(&local, &agent, kube, PROBE.saturating_sub(begun.elapsed())).await;
+    }
     print(&format!("{}\n", answer.line));
-    Ok(if answer.yes { 0 } else { Code::No as u8 })
+    match answer.yes {
+        true => Ok(0),
+        // A probe's answer is kubelet's to tell, and not its container's last word.
+        false if wait.is_zero() => Ok(Code::No as u8),
+        false => Err(Failure::new(Code::No, format!("waited {} and gave up: {}", time::text(wait), answer.line))),
+    }
 }
 
 async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8, Failure> {
@@ -240,9 +279,54 @@ async fn discover_command(reader: Reader<'_>, args: &DiscoverArgs) -> Result<u8,
     let survey = Survey::read(reader, &args.survey, &local, role, None).map_err(|error| usage(&error))?;
     let mut surveyor =
         Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
+    // As a server sees it whose data belongs to a cluster.
+    if let Some(record) = holding(&local).filter(|holding| holding.raft_data).and_then(|holding| holding.record) {
+        surveyor.remember(record.memory());
+    }
     let text = discover::show(&surveyor.survey().await, format)?;
     print(&text);
     Ok(0)
+}
+
+async fn reap_command(reader: Reader<'_>, args: &ReapArgs) -> Result<u8, Failure> {
+    let reaping = Reaping::read(reader, args).map_err(|error| usage(&error))?;
+    let local = Local::read(reader, &args.common, None).map_err(|error| usage(&error))?;
+    let access = needed_kubernetes(reader).map_err(|error| usage(&error))?;
+    let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
+    let say = |line: &str| print(&format!("{line}\n"));
+    let reaped = reap(&reaping, &Kube::new(access, reap::CALL), &agent, say).await;
+    reaped.map(|()| 0).map_err(|error| Failure::from_error(error.code(), &error))
+}
+
+async fn doctor_command(reader: Reader<'_>, args: &DoctorArgs) -> Result<u8, Failure> {
+    let local = beside_an_agent(reader, &args.common)?;
+    let doctoring = Doctoring::read(reader, args, &local).map_err(|error| usage(&error))?;
+    let mut report = doctor::run(&doctoring, &local).await?;
+    print(&report.show(doctoring.output));
+    Ok(report.code())
+}
+
+async fn recover_command(reader: Reader<'_>, args: &RecoverArgs) -> Result<u8, Failure> {
+    let recovery = Recovery::read(reader, args).map_err(|error| usage(&error))?;
+    let mut local = beside_an_agent(reader, &args.common)?;
+    let mut settings = Survey::read(reader, &args.survey, &local, Role::Server, None).map_err(|error| usage(&error))?;
+    let volume = record::Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
+    if let Some(record) = holding(&local).and_then(|holding| holding.record) {
+        settings.stable = record.stable;
+    }
+    local.owner.namespace = local.owner.namespace.or_else(|| settings.namespace.clone());
+    let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
+    let dns = Dns::new(&settings);
+    let surveyor = Surveyor::new(&local, &settings, dns.clone(), settings.kube());
+    let surveyor = surveyor.map_err(|error| settings_failure(&error))?;
+    let claims = claims(&local, &settings, surveyor.kube());
+    let mut world = World { local, settings, volume, agent, surveyor, dns, claims };
+    let mut say = |line: &str| print(&format!("{line}\n"));
+    let done = match &recovery.remove {
+        Some(who) => remove(&world, who, recovery.yes, &mut say).await,
+        None => recover(&mut world, &recovery, &mut say).await,
+    };
+    done.map(|()| 0).map_err(|error| Failure::from_error(error.code(), &error))
 }
 
 /// The settings of a command that is called beside an agent: the address that was chosen at its start is ours too, where that

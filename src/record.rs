@@ -5,13 +5,18 @@
 //! files, and either one repairs the other. Never makes a missing data folder unless asked to. Fails with [`RecordError`]:
 //! 73 when the volume cannot be used, 78 when a person must look.
 
+pub mod keyring;
 pub mod listed;
 pub mod lock;
 pub mod node_id;
+pub mod recovering;
+pub mod remembered;
 
 use crate::decide::Disk;
 use crate::exit::Code;
 use crate::settings::Owner;
+use crate::survey::Memory;
+use lock::Held;
 use nix::unistd::{Gid, Uid, fchown};
 use node_id::NodeId;
 use serde::{Deserialize, Serialize};
@@ -28,7 +33,6 @@ pub const VERSION: u32 = 1;
 pub const FOLDER: &str = "convene";
 const RECORD: &str = "record.json";
 const NODE_ID: &str = "node-id";
-const TEMP: &str = "next.tmp";
 const ASIDE: &str = "aside";
 /// What Consul keeps of a cluster.
 const AGENT_DATA: [&str; 3] = ["raft", "serf", "server_metadata.json"];
@@ -48,6 +52,9 @@ pub struct Record {
     /// A leader was seen, with us among its raft peers.
     #[serde(default)]
     pub formed: bool,
+    /// There is to be a claim on the cluster, and since this start nobody has seen it say "formed" and know our address.
+    #[serde(default)]
+    pub unclaimed: bool,
     /// We left the cluster.
     #[serde(default)]
     pub left: bool,
@@ -63,6 +70,9 @@ pub struct Record {
     /// The other servers that were known last.
     #[serde(default)]
     pub servers: Vec<IpAddr>,
+    /// The ID of the cluster that the data belongs to, where it tells one.
+    #[serde(default)]
+    pub cluster: Option<String>,
     /// What a newer convene of the same version wrote beside these is kept.
     #[serde(flatten)]
     pub more: serde_json::Map<String, serde_json::Value>,
@@ -288,15 +298,12 @@ impl Volume {
         if there.as_ref() != Some(node_id) {
             self.replace(&id_path, node_id.to_string().as_bytes())?;
         }
-        self.keep_record(record)
+        let lock = self.lock_record()?;
+        self.keep_record(record, &lock)
     }
 
-    /// Writes the record, if it changed. One that cannot be read is kept beside it.
-    ///
-    /// # Errors
-    /// [`RecordError::Io`].
-    pub fn keep_record(&self, record: &Record) -> Result<(), RecordError> {
-        self.make_folder()?;
+    /// Writes the record, if it changed, under its lock. One that cannot be read is kept beside it.
+    fn keep_record(&self, record: &Record, _lock: &Held) -> Result<(), RecordError> {
         let path = self.folder().join(RECORD);
         if let Some(old) = self.bytes(&path)?
             && parse(&old, &path).is_err()
@@ -344,16 +351,24 @@ impl Volume {
             .map_err(io("write", &aside))
     }
 
-    /// Changes the record as it stands now: a hook may have written it meanwhile. Without a record nothing is done.
+    /// Changes the record as it stands now: others may have changed it meanwhile, and may do so at this moment. Without a record
+    /// nothing is done, and what changes nothing needs neither the lock nor a volume that can be written.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub fn change_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
-        match self.read()?.record {
-            Some(mut record) => {
-                change(&mut record);
-                self.keep_record(&record)
-            }
+    pub fn change_record(&self, change: impl Fn(&mut Record)) -> Result<(), RecordError> {
+        let changed = || {
+            let old = self.read()?.record;
+            let mut new = old.clone();
+            new.iter_mut().for_each(&change);
+            Ok(new.filter(|new| old.as_ref() != Some(new)))
+        };
+        if changed()?.is_none() {
+            return Ok(());
+        }
+        let lock = self.lock_record()?;
+        match changed()? {
+            Some(record) => self.keep_record(&record, &lock),
             None => Ok(()),
         }
     }
@@ -373,8 +388,11 @@ impl Volume {
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
         let io = |cause| RecordError::Io { action: "write", path: path.to_owned(), cause };
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // In the target's own folder unless that is the data folder, whose other files are Consul's.
-        let temp = if parent == self.dir { self.folder().join(TEMP) } else { parent.join(TEMP) };
+        // One for each target, since somebody else may write another one at this moment; in the target's own folder unless that
+        // is the data folder, whose other files are Consul's.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temp = if parent == self.dir { self.folder().join(name) } else { parent.join(name) };
         let written = (|| {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
             self.give(&file)?;
@@ -470,6 +488,15 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Record, RecordError> {
     }
 }
 
+// === impl Record ===
+
+impl Record {
+    /// What it tells of the cluster that the data belongs to.
+    pub fn memory(&self) -> Memory {
+        Memory { cluster: self.cluster.clone(), servers: self.servers.clone() }
+    }
+}
+
 // === impl Holding ===
 
 impl Holding {
@@ -484,7 +511,6 @@ impl Holding {
             earlier_addresses: record.map(|record| record.addresses.iter().copied().collect()).unwrap_or_default(),
             frozen_expect: record.and_then(|record| record.expect),
             formed: record.is_some_and(|record| record.formed),
-            last_servers: record.map(|record| record.servers.clone()).unwrap_or_default(),
         }
     }
 }

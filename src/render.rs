@@ -3,6 +3,7 @@
 //! Takes the settings and the decision, gives one JSON text, the same bytes for the same input. Never holds a secret, nor
 //! Consul's tuning, which is the user's. The node ID is not in it: it stands in Consul's own file.
 
+use crate::api::consul::K8S_NODE;
 use crate::decide::Start;
 use crate::settings::{Leave, Node, Role};
 use serde_json::{Value, json};
@@ -11,8 +12,19 @@ use std::net::IpAddr;
 /// How often Consul tries again to join. Its default of 30 s is what makes formations slow.
 pub const RETRY_INTERVAL: &str = "1s";
 
-/// Renders. `bind` is whether the user's own settings bind an address already; `leave` is what the user ordered, if anything.
-pub fn render(node: &Node, start: &Start, binds: bool, leave: Option<Leave>) -> String {
+/// What beside the settings and the decision makes a difference.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// CMD binds an address itself.
+    pub binds: bool,
+    /// convene stays beside the agent: it joins servers that are found after the start, and does the stopping.
+    pub supervised: bool,
+    /// What the user ordered about leaving.
+    pub leave: Option<Leave>,
+}
+
+/// Renders.
+pub fn render(node: &Node, start: &Start, how: How) -> String {
     let mut all = serde_json::Map::new();
     let mut set = |key: &str, value: Value| {
         all.insert(key.to_owned(), value);
@@ -28,14 +40,28 @@ pub fn render(node: &Node, start: &Start, binds: bool, leave: Option<Leave>) -> 
     set("retry_join", start.join.iter().map(ToString::to_string).collect());
     set("retry_interval", json!(RETRY_INTERVAL));
     set("rejoin_after_leave", json!(true));
-    // No signal may remove a voter behind our back. A client keeps Consul's own default unless it was ordered otherwise.
-    if node.role == Role::Server || leave.is_some() {
-        set("leave_on_terminate", json!(false));
-        set("skip_leave_on_interrupt", json!(true));
+    match (node.role, how.leave) {
+        // Consul's own: it leaves at TERM. `run` ends it by INT when it is to stay.
+        (Role::Client, None) if how.supervised => set("skip_leave_on_interrupt", json!(true)),
+        (Role::Client, None) => {}
+        // No signal may remove a voter behind our back, unless that was ordered.
+        (role, leave) => {
+            let by_signal = leave == Some(Leave::Signal);
+            let at_term = by_signal || role == Role::Client && leave == Some(Leave::Always);
+            set("leave_on_terminate", json!(at_term));
+            set("skip_leave_on_interrupt", json!(!by_signal));
+        }
+    }
+    if node.role == Role::Client {
+        set("advertise_reconnect_timeout", json!(format!("{}s", node.reconnect_timeout.as_secs())));
+        // Whoever cleans up behind a machine that is gone goes by this.
+        if let Some(machine) = &node.local.machine {
+            set("node_meta", json!({ K8S_NODE: machine }));
+        }
     }
     // Consul's 0.0.0.0 listens on IPv4 only.
     let own = &node.local.own_addresses;
-    if !binds && !own.is_empty() && own.iter().all(IpAddr::is_ipv6) {
+    if !how.binds && !own.is_empty() && own.iter().all(IpAddr::is_ipv6) {
         set("bind_addr", json!("::"));
     }
     format!("{:#}\n", Value::Object(all))

@@ -1,34 +1,52 @@
 //! The entrypoint: prepare as `init` does, start CMD, supervise it as PID 1, and stop well.
 //!
 //! Takes the settings and the signals, gives the exit code. TERM while preparing ends at once with 143. Afterwards TERM
-//! begins the stop: leave first if ordered, then one TERM to the agent, and KILL when the deadline is over. Every other
+//! begins the stop: its course first, then one TERM to the agent, and KILL when the deadline is over. Every other
 //! signal is handed on. A stop that went as planned is 0, although Consul itself ends with 1.
 
 pub mod pid1;
+pub mod rejoin;
 pub mod watch;
 
 use crate::api::consul::Agent;
+use crate::api::kube::Event;
 use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
-use crate::init::{How, Prepared, claims, prepare, settings_failure, volume_failure};
+use crate::init::{Prepared, claims, millis, prepare, settings_failure, volume_failure};
 use crate::record::Volume;
+use crate::record::lock::Held;
+use crate::render::How;
+use crate::settings::supervision::Supervision;
 use crate::settings::{Leave, Local, Node, Role, Stop, Survey};
-use crate::stop::deadline;
-use crate::stop::leave::{LeaveError, Leaver, Left, leave_once, told};
-use crate::survey::Surveyor;
+use crate::stop::course::{Course, Stopper};
+use crate::stop::{ENDING, deadline};
 use crate::survey::dns::Dns;
+use crate::survey::{Memory, Surveyor};
+use crate::time::{self, SAY_EVERY};
 use nix::sys::signal::Signal;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
+use rejoin::Rejoin;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
-use tracing::{error, info, warn};
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::{info, warn};
 use watch::Watch;
 
-/// How long an agent takes that is told to end, less in almost every case.
-pub const ENDING: Duration = Duration::from_secs(1);
+/// How long after a TERM an agent may still answer, which closes its API at once.
+const HEARD: Duration = Duration::from_secs(2);
+/// How long a stop may go on whose agent has ended by itself.
+const WITHOUT_AGENT: Duration = Duration::from_secs(5);
+
+/// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but for one time
+/// in some hundreds, when it shuts down its raft and goes on answering for ever; nothing on its disk minds a KILL.
+const HUNG: Duration = Duration::from_secs(10);
+
+/// How often the known servers are noted once a leader is known.
+const NOTE_EVERY: Duration = Duration::from_secs(30);
 
 /// What to run once all is prepared.
 #[derive(Debug)]
@@ -39,6 +57,8 @@ pub struct Task {
     pub exec: bool,
     /// Whether CMD binds an address itself.
     pub binds: bool,
+    /// Whether CMD is Consul, whose end takes no longer than it must.
+    pub consul: bool,
 }
 
 /// What a CMD that cannot be started ends in.
@@ -74,35 +94,65 @@ pub async fn prepare_or_stop(signals: &mut Signals, node: &Node, how: How) -> Re
     }
 }
 
-/// Runs CMD to its end; gives the exit code.
+/// Runs CMD to its end; gives the exit code. A client's agent that is of no use any more is started again.
 ///
 /// # Errors
 /// [`Failure`]: those of [`prepare`], and 71, 126 or 127 when CMD cannot be started.
-pub async fn run(mut signals: Signals, node: &Node, stop: Stop, task: Task) -> Result<u8, Failure> {
+pub async fn run(
+    mut signals: Signals,
+    node: &Node,
+    stop: Stop,
+    task: Task,
+    supervision: Supervision,
+) -> Result<u8, Failure> {
+    let mut node = node.clone();
+    loop {
+        match run_once(signals, &node, stop.clone(), &task, supervision.clone()).await? {
+            Over::Code(code) => return Ok(code),
+            Over::Again(again) => signals = again,
+        }
+        // Only a start needs it.
+        node.jitter = Duration::ZERO;
+    }
+}
+
+/// How one life of CMD ended.
+enum Over {
+    /// With it all ends.
+    Code(u8),
+    /// It is to have another.
+    Again(Signals),
+}
+
+async fn run_once(
+    mut signals: Signals,
+    node: &Node,
+    stop: Stop,
+    task: &Task,
+    supervision: Supervision,
+) -> Result<Over, Failure> {
     let agent = Agent::own(&node.local.http).map_err(|error| settings_failure(&error))?;
-    let how = How { binds: task.binds, joins_later: !task.exec, leave: stop.leave };
+    let how = How { binds: task.binds, supervised: !task.exec, leave: stop.leave };
     let prepared = match prepare_or_stop(&mut signals, node, how).await? {
         Ok(prepared) => prepared,
-        Err(code) => return Ok(code),
+        Err(code) => return Ok(Over::Code(code)),
     };
     if task.exec {
         // Our locks end with the exec: from then on the volume is the agent's.
-        return not_started(&pid1::exec(signals, &task.command));
+        return not_started(&pid1::exec(signals, &task.command)).map(Over::Code);
     }
-    let supervisor = match Supervisor::start(signals, &task.command) {
+    let supervisor = match Supervisor::start(signals, &task.command, supervision) {
         Ok(supervisor) => supervisor,
-        Err(error) => return not_started(&error),
+        Err(error) => return not_started(&error).map(Over::Code),
     };
     info!(pid = supervisor.child().as_raw(), "started the agent");
     let node = &prepared.node.clone();
-    let leaver = Leaver {
-        agent: agent.clone(),
-        peers: prepared.surveyor.peers().clone(),
-        node: node.local.node_name.clone(),
-        addresses: node.local.own_addresses.iter().copied().collect(),
-        role: node.role,
-    };
-    supervise(supervisor, node, stop, agent, leaver, prepared).await
+    let peers = prepared.surveyor.peers().clone();
+    let mut local = node.local.clone();
+    local.owner.namespace = local.owner.namespace.or_else(|| node.survey.namespace.clone());
+    let mut stopper = Stopper::new(&local, node.role, agent.clone(), peers, prepared.volume.clone(), stop);
+    stopper.started = Some(Instant::now());
+    supervise(supervisor, node, agent, stopper, prepared, task.consul).await
 }
 
 /// Watches beside an agent that somebody else started, until a signal ends it; gives the exit code.
@@ -122,11 +172,18 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     local.advertise = record.advertise.or(local.advertise);
     survey.stable = record.stable;
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
-    let surveyor =
+    let mut surveyor =
         Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
+    surveyor.remember(record.memory());
     info!(role = %role, node = local.node_name, "watching beside the agent");
-    let claims = claims(&local, &survey, surveyor.kube());
-    let watching = Watch::new(&local, role, agent, volume, surveyor, claims).watch(None);
+    let mut beside = Beside::new(&local, &survey, role, agent, volume, surveyor);
+    let watching = async {
+        loop {
+            // The liveness probe sees the same, and kubelet starts the agent again.
+            warn!("{}: its container must be started again", beside.watch(None).await);
+            sleep(SAY_EVERY).await;
+        }
+    };
     tokio::pin!(watching);
     loop {
         tokio::select! {
@@ -139,43 +196,76 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     }
 }
 
-type Leaving = Pin<Box<dyn Future<Output = Result<Left, LeaveError>>>>;
+/// What is done beside an agent.
+enum Beside {
+    Server(Box<Watch>),
+    Client(Box<Rejoin>),
+}
+
+/// Notes the raft peers but ourselves, and the cluster's ID, for a start or a stop at which nobody tells.
+async fn note_servers(agent: &Agent, own: &BTreeSet<IpAddr>, volume: &Volume, surveyor: &mut Surveyor) {
+    let Ok(peers) = agent.peers().await else { return };
+    let servers: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).filter(|ip| !own.contains(ip)).collect();
+    // Anybody may ask, and a token that Consul does not know may not.
+    let cluster = agent.without_token().cluster().await.ok();
+    let noted = volume.change_record(|record| {
+        if !servers.is_empty() {
+            record.servers.clone_from(&servers);
+        }
+        record.cluster = cluster.clone().or(record.cluster.take());
+    });
+    surveyor.remember(Memory { cluster, servers });
+    if let Err(error) = noted {
+        warn!("{}", chain(&error));
+    }
+}
 
 /// A stop under way.
 struct Stopping {
     deadline: Instant,
-    /// Runs until the leave is over.
-    leaving: Option<Leaving>,
+    /// Runs until the agent may be ended.
+    course: Option<Pin<Box<dyn Future<Output = Course>>>>,
     /// What went wrong.
     failed: Option<Failure>,
+    /// When the agent was told to end.
+    ending: Option<Instant>,
     /// The deadline was over and the agent was killed.
     killed: bool,
+    /// Then the agent is started anew.
+    again: bool,
 }
 
 async fn supervise(
     mut supervisor: Supervisor,
     node: &Node,
-    stop: Stop,
     agent: Agent,
-    leaver: Leaver,
+    stopper: Stopper,
     prepared: Prepared,
-) -> Result<u8, Failure> {
+    consul: bool,
+) -> Result<Over, Failure> {
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
-    let claims = claims(&node.local, &node.survey, surveyor.kube());
-    let watch = Watch::new(&node.local, node.role, agent, volume.clone(), surveyor, claims);
-    let mut watching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(watch.watch(waiting));
+    let (begun, on) = (SystemTime::now(), volume.clone());
+    let mut beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor);
+    let mut watching: Pin<Box<dyn Future<Output = String>>> = Box::pin(async move { beside.watch(waiting).await });
     let mut stopping: Option<Stopping> = None;
+    // A client leaves at a TERM, and so does a server that was ordered to; another one would abort that.
+    let leaves_at_term = node.role == Role::Client || stopper.order == Some(Leave::Signal);
     let code = loop {
-        let until = stopping.as_ref().map_or_else(far, |stopping| stopping.deadline);
+        let until = stopping.as_ref().map_or_else(far, Stopping::until);
         let may_kill = stopping.as_ref().is_some_and(|stopping| !stopping.killed);
+        let may_repeat = !leaves_at_term && stopping.as_ref().is_some_and(|stopping| stopping.ending.is_some());
         tokio::select! {
             biased;
             happened = supervisor.next() => match happened {
                 Happened::Ended(code) => break code,
-                Happened::Signalled(Signal::SIGTERM) => match &stopping {
+                Happened::Signalled(Signal::SIGTERM) => match &mut stopping {
+                    Some(stopping) if stopping.again => {
+                        info!("TERM: the agent is not started again");
+                        stopping.again = false;
+                    }
                     None => {
                         watching = Box::pin(std::future::pending());
-                        stopping = Some(begin(&supervisor, &volume, stop, leaver.clone()));
+                        stopping = Some(begin(stopper.clone()));
                     }
                     // A second signal would abort Consul's leave.
                     Some(_) => info!("TERM again: the stop is under way already"),
@@ -186,83 +276,173 @@ async fn supervise(
                 }
                 Happened::Signalled(signal) => supervisor.forward(signal),
             },
-            result = left(&mut stopping) => {
-                // The one signal that the agent gets.
+            course = over(&mut stopping) => {
+                let signal = course.signal;
                 if let Some(stopping) = &mut stopping {
-                    stopping.leaving = None;
-                    events.tell(told(&result));
-                    note(result, &mut stopping.failed);
+                    stopping.follow(course, &mut events);
+                    if consul && !leaves_at_term {
+                        stopping.hurry();
+                    }
                 }
+                // The one signal that the agent gets.
+                supervisor.forward(signal);
+            },
+            why = &mut watching => {
+                watching = Box::pin(std::future::pending());
+                stopping = Some(start_again(&why));
+                // It is to stay in the cluster, and at TERM it would leave.
+                supervisor.forward(Signal::SIGINT);
+            },
+            () = still_answers(&agent), if may_repeat => {
+                info!("the agent goes on, since a TERM that comes while it starts is lost: TERM again");
                 supervisor.forward(Signal::SIGTERM);
             },
-            () = &mut watching => {},
-            () = sleep_until(until), if may_kill => {
-                warn!("the deadline is over: killing the agent");
-                supervisor.forward(Signal::SIGKILL);
-                if let Some(stopping) = &mut stopping {
-                    stopping.killed = true;
-                    stopping.leaving = None;
-                }
-            }
+            () = sleep_until(until), if may_kill => if let Some(stopping) = &mut stopping {
+                supervisor.forward(stopping.late());
+            },
         }
     };
+    // `recover` ended it, so that its next life takes peers.json. One that does not take it is not started for it again.
+    if stopping.is_none() && on.has_peers_since(begun) {
+        info!(code, "the agent was ended for its recovery: it is started again");
+        return Ok(Over::Again(supervisor.finish(Instant::now() + STRAGGLERS).await));
+    }
     finish(supervisor, stopping, code, events).await
 }
 
-/// Begins the stop: a leave if it was ordered, else the agent's TERM at once.
-fn begin(supervisor: &Supervisor, volume: &Volume, stop: Stop, leaver: Leaver) -> Stopping {
-    let deadline = deadline(Instant::now(), stop.grace);
-    let always = stop.leave == Some(Leave::Always);
-    info!(leave = if always { "always" } else { "never" }, grace_s = stop.grace.as_secs(), "TERM: stopping");
-    if !always {
-        supervisor.forward(Signal::SIGTERM);
-        return Stopping { deadline, leaving: None, failed: None, killed: false };
-    }
-    // What the leave may take is less than what there is, since the agent must be ended after it.
-    let until = deadline - ENDING;
-    let volume = volume.clone();
-    let leaving: Leaving = Box::pin(async move { leave_once(&volume, leaver, until).await });
-    Stopping { deadline, leaving: Some(leaving), failed: None, killed: false }
+/// Ends an agent that is of no use any more.
+fn start_again(why: &str) -> Stopping {
+    warn!("{why}: the agent is ended, and started again");
+    let now = Instant::now();
+    Stopping { deadline: now + HUNG, course: None, failed: None, ending: Some(now), killed: false, again: true }
 }
 
-/// The end of the leave, for as long as there is one.
-async fn left(stopping: &mut Option<Stopping>) -> Result<Left, LeaveError> {
-    match stopping.as_mut().and_then(|stopping| stopping.leaving.as_mut()) {
-        Some(leaving) => leaving.await,
+/// Begins the stop.
+fn begin(stopper: Stopper) -> Stopping {
+    let begun = Instant::now();
+    info!(grace_s = stopper.grace.as_secs(), "TERM: stopping");
+    let deadline = deadline(begun, stopper.grace);
+    Stopping {
+        deadline,
+        course: Some(Box::pin(stopper.stop(begun))),
+        failed: None,
+        ending: None,
+        killed: false,
+        again: false,
+    }
+}
+
+/// Ends when the agent answers long after it was told to end. Consul takes a TERM from the moment on when its API begins to
+/// answer, and drops one that comes before (1.22.6: "Caught: signal=terminated", and on it goes).
+async fn still_answers(agent: &Agent) {
+    loop {
+        sleep(HEARD).await;
+        if agent.leader().await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// The end of the course, for as long as there is one.
+async fn over(stopping: &mut Option<Stopping>) -> Course {
+    match stopping.as_mut().and_then(|stopping| stopping.course.as_mut()) {
+        Some(course) => course.await,
         None => std::future::pending().await,
     }
 }
 
-fn note(result: Result<Left, LeaveError>, failed: &mut Option<Failure>) {
-    if let Err(error) = result {
-        error!("{}; stopping without", chain(&error));
-        *failed = Some(Failure::from_error(Code::Unavailable, &error));
+// === impl Beside ===
+
+impl Beside {
+    fn new(local: &Local, survey: &Survey, role: Role, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
+        match role {
+            Role::Server => {
+                let claims = claims(local, survey, surveyor.kube());
+                Self::Server(Box::new(Watch::new(local, agent, volume, surveyor, claims)))
+            }
+            Role::Client => Self::Client(Box::new(Rejoin::new(local, agent, volume, surveyor))),
+        }
+    }
+
+    /// For as long as it is polled, or until the agent must be started again, and why; a server's never must.
+    async fn watch(&mut self, waiting: Option<Held>) -> String {
+        match self {
+            Self::Server(watch) => {
+                watch.watch(waiting).await;
+                std::future::pending().await
+            }
+            Self::Client(rejoin) => rejoin.watch(waiting).await,
+        }
     }
 }
 
-/// The agent has ended: see the leave through, then the stragglers, and judge.
+// === impl Stopping ===
+
+impl Stopping {
+    /// How long what is done now may take. A course ends in time by itself.
+    fn until(&self) -> Instant {
+        if self.course.is_some() { self.deadline - ENDING / 2 } else { self.deadline }
+    }
+
+    /// That time is over: the signal that the agent gets.
+    fn late(&mut self) -> Signal {
+        if self.course.take().is_some() {
+            warn!("the stop took too long: ending the agent without the rest of it");
+            self.ending = Some(Instant::now());
+            return Signal::SIGTERM;
+        }
+        let waited = self.ending.map(|ending| ending.elapsed()).unwrap_or_default();
+        warn!("the agent has not ended within {} of its signal: killing it", time::text(waited));
+        self.killed = true;
+        Signal::SIGKILL
+    }
+
+    /// An agent that hangs must not keep its Pod until the grace period is over.
+    fn hurry(&mut self) {
+        self.deadline = self.deadline.min(Instant::now() + HUNG);
+    }
+
+    /// Takes over what came of the course.
+    fn follow(&mut self, course: Course, events: &mut Events) {
+        self.course = None;
+        self.deadline = self.deadline.min(course.deadline);
+        self.failed = course.done.err();
+        self.ending = Some(Instant::now());
+        course.event.into_iter().for_each(|event| events.tell(event));
+    }
+}
+
+/// The agent has ended: see the course through, then the stragglers, and judge.
 async fn finish(
     supervisor: Supervisor,
     stopping: Option<Stopping>,
     code: u8,
     mut events: Events,
-) -> Result<u8, Failure> {
+) -> Result<Over, Failure> {
     let Some(mut stopping) = stopping else {
         info!(code, "the agent ended by itself");
         supervisor.finish(Instant::now() + STRAGGLERS).await;
-        return Ok(code);
+        return Ok(Over::Code(code));
     };
-    if let Some(leaving) = stopping.leaving.take() {
-        let result = leaving.await;
-        events.tell(told(&result));
-        note(result, &mut stopping.failed);
+    if let Some(course) = stopping.course.take() {
+        // What others say of a leave can still be heard, and nothing else is worth a wait.
+        match timeout_at(stopping.deadline.min(Instant::now() + WITHOUT_AGENT), course).await {
+            Ok(course) => stopping.follow(course, &mut events),
+            Err(_) => {
+                let why = "the agent ended by itself before the stop was through";
+                events.tell(Event { reason: "NotLeft", warning: true, message: why.to_owned() });
+                stopping.failed = Some(Failure::new(Code::Unavailable, why));
+            }
+        }
     }
-    tokio::join!(supervisor.finish(stopping.deadline), events.finish());
-    info!(code, killed = stopping.killed, "the agent ended");
+    let took_ms = stopping.ending.map(|ending| millis(ending.elapsed()));
+    let (signals, ()) = tokio::join!(supervisor.finish(stopping.deadline), events.finish());
+    info!(code, killed = stopping.killed, took_ms, "the agent ended");
     match stopping.failed {
         Some(failure) => Err(failure),
-        None if stopping.killed => Ok(code),
-        None => Ok(0),
+        None if stopping.again => Ok(Over::Again(signals)),
+        None if stopping.killed => Ok(Over::Code(code)),
+        None => Ok(Over::Code(0)),
     }
 }
 

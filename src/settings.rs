@@ -5,16 +5,22 @@
 //! `check` and `leave`. No raw string goes past this point. Fails with [`SettingsError`], always exit code 64.
 
 pub mod command;
+pub mod doctoring;
+pub mod gossip;
 pub mod http;
 pub mod read;
+pub mod reaping;
+pub mod recovering;
 pub mod resolv;
 pub mod source;
+pub mod supervision;
 mod values;
 
 use crate::api::kube::{Access, Kube};
-use crate::cli::{CommonArgs, NodeArgs, StopArgs, SurveyArgs, environment_twins};
+use crate::cli::{CommonArgs, LeaveArg, NodeArgs, StopArgs, SurveyArgs, environment_twins};
 use crate::log;
 use command::{AgentCommand, Facts, Wanted};
+use gossip::GossipKey;
 use http::Http;
 use read::{Reader, SettingsError, nearest};
 use resolv::{DEFAULT_CLUSTER_DOMAIN, Resolving};
@@ -25,10 +31,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use values::{
-    advertise, bind_address, claim_wanted, data_dir, forced, listening, missing, node_name, numbers, peer_ports,
-    pod_ips, pod_name, resolving, role_of, sources, value,
+    advertise, bind_address, claim_wanted, data_dir, forced, given_access, listening, machine, missing, node_name,
+    numbers, peer_ports, pod_ips, pod_name, resolving, role_of, sources, value,
 };
-pub use values::{config_out, kubernetes};
+pub use values::{config_out, kubernetes, needed_kubernetes};
 
 /// Consul's image keeps its data here.
 pub const DEFAULT_DATA_DIR: &str = "/consul/data";
@@ -40,6 +46,12 @@ pub const DEFAULT_DISCOVER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const SERVER_PORT: u16 = 8300;
 /// Consul's port for gossip in the LAN.
 pub const SERF_PORT: u16 = 8301;
+/// How long others remember a client that is gone: Consul's own 72 h is a long list of the dead in a cluster whose Pods come
+/// and go, and an evening's outage must not make a machine's agent unknown.
+pub const DEFAULT_RECONNECT_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
+
+/// Consul's default.
+pub const DEFAULT_DATACENTER: &str = "dc1";
 /// More servers than this are no Consul cluster but a typing error.
 pub const MAX_SERVERS: u32 = 99;
 
@@ -59,6 +71,8 @@ pub enum Leave {
     Always,
     /// Stop without leaving.
     Never,
+    /// Consul leaves by itself when it gets a signal.
+    Signal,
 }
 
 /// Whose volume this is. Written into the record.
@@ -110,8 +124,12 @@ pub struct Local {
     pub role: Option<Role>,
     /// The node's name in Consul.
     pub node_name: String,
+    /// The Kubernetes Node that it runs on, where the downward API gives it (`NODE_NAME`).
+    pub machine: Option<String>,
     /// Whose volume this is.
     pub owner: Owner,
+    /// Our Pod's UID, where the downward API gives it.
+    pub pod_uid: Option<String>,
     /// Our place in the StatefulSet, if the Pod's name has one.
     pub seat: Option<Seat>,
     /// The address to advertise where there is no stable one; `None` leaves it to Consul.
@@ -124,6 +142,8 @@ pub struct Local {
     pub http: Http,
     /// The ports of the other servers.
     pub peer: PeerPorts,
+    /// Our datacenter, where it was given or CMD's own arguments are known.
+    pub datacenter: Option<String>,
     /// `server.<datacenter>.<domain>`, the name in every server's certificate.
     pub server_tls_name: String,
 }
@@ -187,16 +207,26 @@ pub struct Node {
     pub adopt: Option<Adopt>,
     /// The ID of a claim that may be given up for a new cluster.
     pub force: Option<String>,
+    /// The start is put off by a part of this.
+    pub jitter: Duration,
+    /// How long the others remember a client that has failed or left.
+    pub reconnect_timeout: Duration,
+    /// The gossip key that the agent is given, where that can be seen.
+    pub gossip_key: Option<GossipKey>,
+    /// How the own Pod's annotations are asked for, where there is a Pod.
+    pub pod: Option<Access>,
 }
 
 /// How it ends.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Stop {
     /// Whether a stop leaves, if that was said. A server that was told nothing does not leave; a client then does what
     /// Consul does by default.
     pub leave: Option<Leave>,
     /// The Pod's grace period.
     pub grace: Duration,
+    /// Who is asked for the cause. A client's own Pod is nobody else's business while it runs.
+    pub kubernetes: Option<Access>,
 }
 
 /// How convene speaks, known before anything else.
@@ -208,6 +238,15 @@ pub struct Speech {
     pub level: tracing::Level,
     /// The termination log.
     pub termination_log: PathBuf,
+}
+
+// === impl PeerPorts ===
+
+impl PeerPorts {
+    /// Serf's port in a target to join, where no source gives one; `None`: the usual one, which is not written.
+    pub fn serf_of_a_target(self) -> Option<u16> {
+        (self.serf != SERF_PORT).then_some(self.serf)
+    }
 }
 
 // === impl Speech ===
@@ -266,39 +305,49 @@ impl Local {
     pub fn read(reader: Reader<'_>, args: &CommonArgs, command: Option<&AgentCommand>) -> Result<Self, SettingsError> {
         let said = command.map(AgentCommand::facts);
         let name = pod_name(reader)?;
-        let seat = name.as_deref().and_then(Seat::of_pod);
-        let node_name = node_name(reader, args, said, name.as_deref())?;
         let role = reader.choice("role", &args.role, &[("server", Role::Server), ("client", Role::Client)])?;
-        let http = Http::read(reader.env, said.and_then(listening))?;
+        let role = role.or_else(|| said.map(role_of));
+        // What looks like an ordinal in a client's Pod's name may be chance.
+        let seat = name.as_deref().and_then(Seat::of_pod).filter(|_| role != Some(Role::Client));
+        let machine = machine(reader)?;
+        let node_name = node_name(reader, args, said, name.as_deref(), machine.as_deref())?;
+        let mut http = Http::read(reader.env, said.and_then(listening))?;
+        if let Some(wanted) = reader.choice("peer_tls", &args.peer_tls, read::BOOLEANS)? {
+            http.peers_tls = wanted;
+        }
         let pod_ips = pod_ips(reader)?;
         let (advertise, stable) = advertise(reader, args, said, &pod_ips, seat.is_some())?;
         let mut own_addresses: Vec<IpAddr> =
             advertise.into_iter().chain(pod_ips).chain(said.and_then(bind_address)).collect();
         own_addresses.sort();
         own_addresses.dedup();
-        let datacenter =
-            reader.text(&args.datacenter).map(str::to_owned).or(said.and_then(|said| value(&said.datacenter)));
+        let datacenter = reader.text(&args.datacenter).map(str::to_lowercase);
+        let datacenter = datacenter
+            .or_else(|| said.map(|said| value(&said.datacenter).unwrap_or_else(|| DEFAULT_DATACENTER.to_owned())));
         let domain = reader.text(&args.domain).map(str::to_owned).or(said.and_then(|said| value(&said.domain)));
         Ok(Self {
             data_dir: data_dir(reader, args, command)?,
-            role: role.or_else(|| said.map(role_of)),
+            role,
             node_name: node_name.clone(),
+            machine,
             owner: Owner {
                 namespace: reader.env.get("POD_NAMESPACE").map(str::to_owned),
                 statefulset: seat.as_ref().map(|seat| seat.statefulset.clone()),
                 pod: name.unwrap_or(node_name),
             },
+            pod_uid: reader.env.get("POD_UID").map(str::to_owned),
             seat,
             advertise,
             stable,
             own_addresses,
-            peer: peer_ports(reader, args, said, http.over_tls())?,
+            peer: peer_ports(reader, args, said, http.peers_tls)?,
             http,
             server_tls_name: format!(
                 "server.{}.{}",
-                datacenter.unwrap_or_else(|| "dc1".to_owned()),
+                datacenter.as_deref().unwrap_or(DEFAULT_DATACENTER),
                 domain.unwrap_or_else(|| "consul".to_owned()).trim_matches('.')
             ),
+            datacenter,
         })
     }
 }
@@ -340,6 +389,18 @@ impl Node {
                 &[("keep", Adopt::Keep), ("fresh", Adopt::Fresh)],
             )?,
             force: forced(reader, node)?,
+            jitter: reader
+                .duration("jitter", &node.jitter, Duration::ZERO..=Duration::from_secs(600))?
+                .unwrap_or(Duration::ZERO),
+            reconnect_timeout: reader
+                .duration(
+                    "reconnect_timeout",
+                    &node.reconnect_timeout,
+                    Duration::from_secs(1)..=Duration::from_secs(72 * 3600),
+                )?
+                .unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
+            gossip_key: command.map(|command| GossipKey::said(command.facts())).transpose()?.flatten(),
+            pod: given_access(reader).filter(|_| local.owner.namespace.is_some()),
             local,
         })
     }
@@ -432,6 +493,29 @@ impl Survey {
     }
 }
 
+// === impl Leave ===
+
+impl Leave {
+    /// Reads what was ordered, if anything.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`].
+    pub fn read(reader: Reader<'_>, args: &LeaveArg) -> Result<Option<Self>, SettingsError> {
+        let orders = &[("always", Self::Always), ("never", Self::Never), ("signal", Self::Signal)];
+        reader.choice("leave", &args.leave, orders)
+    }
+}
+
+impl fmt::Display for Leave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "always",
+            Self::Never => "never",
+            Self::Signal => "signal",
+        })
+    }
+}
+
 // === impl Stop ===
 
 impl Stop {
@@ -441,10 +525,11 @@ impl Stop {
     /// [`SettingsError::Value`].
     pub fn read(reader: Reader<'_>, args: &StopArgs) -> Result<Self, SettingsError> {
         Ok(Self {
-            leave: reader.choice("leave", &args.leave, &[("always", Leave::Always), ("never", Leave::Never)])?,
+            leave: Leave::read(reader, &args.leave)?,
             grace: reader
                 .duration("grace_period", &args.grace_period, Duration::from_secs(5)..=Duration::from_secs(3600))?
                 .unwrap_or(DEFAULT_GRACE),
+            kubernetes: given_access(reader),
         })
     }
 }
@@ -460,6 +545,11 @@ impl Seat {
             && ordinal.bytes().all(|b| b.is_ascii_digit());
         let ordinal = ordinal.parse().ok().filter(|_| canonical)?;
         Some(Self { statefulset: statefulset.to_owned(), ordinal })
+    }
+
+    /// Whether a Pod of that name belongs to the same StatefulSet.
+    pub fn is_beside(&self, pod: &str) -> bool {
+        Self::of_pod(pod).is_some_and(|other| other.statefulset == self.statefulset)
     }
 
     /// The Pod's name of an ordinal of this StatefulSet.

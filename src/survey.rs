@@ -2,7 +2,8 @@
 //!
 //! Takes the settings, gives a [`Survey`]. It never fails as a whole: a source that failed is a field of it, and only
 //! [`crate::decide`] judges whether too little was seen. Within one run what is known never shrinks: an address that a name
-//! once had is still asked when the name's next answer is an error or empty. Self is never among the others.
+//! once had is still asked when the name's next answer is an error or empty, and two minutes longer when it is another one.
+//! Self is never among the others.
 
 pub mod agents;
 mod candidates;
@@ -10,19 +11,21 @@ pub mod dns;
 mod kube;
 pub mod own;
 pub mod statefulset;
+pub mod strangers;
 
 use self::kube::Pods;
 use crate::api::consul::{ApiError, Peers};
 use crate::api::kube::{Access, Kube, StatefulSet};
 use crate::settings::source::{Host, HostName, Selector, Source};
 use crate::settings::{Local, PeerPorts, Role, Survey as Settings};
-use agents::{Heard, Verdict, ask};
-use candidates::{Answer, Asked, Candidate, Known, merged};
+use agents::{Heard, Reported, Verdict, ask};
+use candidates::{Answer, Asked, Candidate, Kind, Known, merged};
 use dns::Dns;
 use statefulset::Shape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
+use strangers::Ours;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -59,8 +62,11 @@ pub struct Other {
     pub name: String,
     /// Whether it is a server whatever it answers: an ordinal of our StatefulSet, or given by hand.
     pub certain: bool,
-    /// No source named it, only a leader lists it.
+    /// No source names it: only a leader lists it, or a name had its address earlier in this run. Whose the address is by now
+    /// nobody knows, so what it answers is evidence, but it is not joined.
     pub listed: bool,
+    /// Its addresses are its own for certain: the Kubernetes API says so, or they were given by hand.
+    pub sure: bool,
     /// A name that Consul can join when no address is known yet.
     pub host: Option<String>,
     /// The API says that it has no address yet: somebody who asks DNS for its name now keeps it unknown for a while.
@@ -83,10 +89,23 @@ impl Other {
         self.reports.keys().copied()
     }
 
-    /// Those at which it is joined: the ones that outlive its Pod, where it has such.
+    /// Those at which it is joined: the ones that outlive its Pod, where it has such. None at which a stranger is, and none that
+    /// nobody names.
     pub fn joined_at(&self) -> Vec<IpAddr> {
-        if self.stable.is_empty() { self.addresses().collect() } else { self.stable.iter().copied().collect() }
+        let all: BTreeSet<IpAddr> =
+            if self.stable.is_empty() { self.addresses().collect() } else { self.stable.clone() };
+        let ours = |ip: &IpAddr| !self.listed && !self.reports.get(ip).is_some_and(Verdict::is_stranger);
+        all.into_iter().filter(ours).collect()
     }
+}
+
+/// What this server learned of its cluster before this run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The ID of the cluster that its data belongs to.
+    pub cluster: Option<String>,
+    /// The other servers. Their addresses may be anybody's by now.
+    pub servers: Vec<IpAddr>,
 }
 
 /// Looks, and remembers within one run.
@@ -100,6 +119,7 @@ pub struct Surveyor {
     kube: Option<(Kube, String)>,
     statefulset: Option<StatefulSet>,
     known: BTreeMap<String, Known>,
+    memory: Memory,
 }
 
 // === impl Survey ===
@@ -107,12 +127,19 @@ pub struct Surveyor {
 impl Survey {
     /// The others that are servers, or must be taken for servers until the contrary is known.
     pub fn servers(&self) -> impl Iterator<Item = &Other> {
-        self.others.iter().filter(|other| other.certain || !matches!(other.verdict, Verdict::Absent(_)))
+        let may_be = |other: &Other| !matches!(other.verdict, Verdict::Absent(_) | Verdict::Stranger(_));
+        self.others.iter().filter(move |other| other.certain || may_be(other))
     }
 
     /// Every source that was asked, and the reading of the StatefulSet before them.
     pub fn reports(&self) -> impl Iterator<Item = &SourceReport> {
         self.reading.iter().chain(&self.sources)
+    }
+
+    /// All of it in words: what each other is, then which source failed and why.
+    pub fn told(&self) -> impl Iterator<Item = String> {
+        let others = self.others.iter().map(|other| format!("{} is {}", other.name, other.verdict));
+        others.chain(self.failures().map(|(source, why)| format!("source {source} failed: {why}")))
     }
 
     /// Those that failed, each with why.
@@ -159,7 +186,13 @@ impl Surveyor {
             local: local.clone(),
             settings: settings.clone(),
             known: BTreeMap::new(),
+            memory: Memory::default(),
         })
+    }
+
+    /// Takes what an earlier run learned, or the agent says.
+    pub fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
     }
 
     /// Asks other servers, with the same settings.
@@ -177,18 +210,26 @@ impl Surveyor {
         let (reading, statefulset) = self.read_statefulset().await.unzip();
         let (sources, candidates) = self.find().await;
         let own: BTreeSet<IpAddr> = self.local.own_addresses.iter().copied().collect();
-        let candidates: Vec<Candidate> = candidates.into_iter().filter_map(|one| one.without(&own)).collect();
-        let mut asked = self
-            .ask_all(candidates.iter().flat_map(|one| one.newest.iter().chain(&one.older)).copied().collect())
-            .await;
-        let mut others: Vec<Other> = candidates.into_iter().map(|one| one.judged(&asked)).collect();
+        let mut candidates: Vec<Candidate> = candidates.into_iter().filter_map(|one| one.without(&own)).collect();
+        if candidates.iter().all(|one| one.newest.is_empty() && one.stable.is_empty()) {
+            candidates.extend(self.memory.servers.iter().filter(|ip| !own.contains(ip)).map(|ip| Candidate::last(*ip)));
+        }
+        let mut asked = self.ask_all(candidates.iter().flat_map(Candidate::asked_at).collect()).await;
+        let ours = Ours::of(self.memory.cluster.as_ref(), reports_at(&asked, candidates.iter().filter(|one| one.sure)));
+        tell_apart(&ours, &mut asked);
+        for last in candidates.iter_mut().filter(|one| one.kind == Kind::Remembered) {
+            let ours = reports_at(&asked, [&*last]).any(|(_, reported)| ours.have(&reported, |ip| own.contains(ip)));
+            last.joined = ours;
+        }
+        let mut others: Vec<Other> = candidates.into_iter().flat_map(|one| one.judged(&asked)).collect();
         // The leader's list counts too: servers that no source named are asked as well.
         let known = |ip: &IpAddr| others.iter().any(|other| other.reports.contains_key(ip));
         let listed = listed(&others);
         let unasked: BTreeSet<IpAddr> =
             listed.into_iter().filter(|ip| !asked.contains_key(ip) && !known(ip) && !own.contains(ip)).collect();
         asked.extend(self.ask_all(unasked.clone()).await);
-        others.extend(unasked.into_iter().map(|ip| Other { listed: true, ..Candidate::listed(ip).judged(&asked) }));
+        tell_apart(&ours, &mut asked);
+        others.extend(unasked.into_iter().flat_map(|ip| Candidate::listed(ip).judged(&asked)));
         others.sort_by(|a, b| a.name.cmp(&b.name));
         Survey { sources, reading, others, statefulset: statefulset.flatten() }
     }
@@ -202,7 +243,7 @@ impl Surveyor {
     pub fn unnamed(&self, survey: &Survey) -> Option<String> {
         let seat = self.local.seat.as_ref()?;
         let hidden =
-            |other: &&Other| other.certain && !other.awaited && other.host.is_some() && other.joined_at().is_empty();
+            |other: &&Other| other.certain && !other.awaited && other.host.is_some() && other.reports.is_empty();
         survey.others.iter().find(hidden)?;
         let service = Shape::of(seat, &self.settings, self.statefulset.as_ref()).service;
         Some(format!(
@@ -309,7 +350,9 @@ impl Surveyor {
             None => own.map(|(kube, _)| kube.clone())?,
         };
         let namespace = selector.namespace.as_deref().unwrap_or(self.settings.namespace()).to_owned();
-        Some(Pods { kube, namespace, selector: selector.clone() })
+        let seat = self.local.seat.as_ref().filter(|_| self.local.role != Some(Role::Client));
+        let ours = seat.map(|seat| (self.settings.namespace().to_owned(), seat.statefulset.clone()));
+        Some(Pods { kube, namespace, selector: selector.clone(), ours })
     }
 
     /// A list given by hand usually has our own name too: the node's, or the Pod's behind its Service.
@@ -324,7 +367,8 @@ impl Surveyor {
         let mut asking = JoinSet::new();
         for ip in addresses {
             let (ports, peers): (PeerPorts, Peers) = (self.local.peer, self.peers.clone());
-            asking.spawn(async move { (ip, ask(ip, ports, &peers).await) });
+            let datacenter = self.local.datacenter.clone();
+            asking.spawn(async move { (ip, ask(ip, ports, &peers, datacenter.as_deref()).await) });
         }
         let mut heard = BTreeMap::new();
         while let Some(done) = asking.join_next().await {
@@ -341,6 +385,30 @@ struct Answered {
     asked: Asked,
     answer: Result<Answer, String>,
     took: Duration,
+}
+
+/// What the servers of some candidates report, at their newest addresses.
+fn reports_at<'a>(
+    asked: &BTreeMap<IpAddr, Heard>,
+    of: impl IntoIterator<Item = &'a Candidate>,
+) -> impl Iterator<Item = (IpAddr, Reported)> {
+    let addresses = of.into_iter().flat_map(|one| &one.newest);
+    addresses.filter_map(|ip| match asked.get(ip) {
+        Some(Heard::Server(verdict)) => Some((*ip, verdict.reported()?.clone())),
+        _ => None,
+    })
+}
+
+/// Calls those strangers that belong to another cluster.
+fn tell_apart(ours: &Ours, asked: &mut BTreeMap<IpAddr, Heard>) {
+    for (ip, heard) in asked {
+        if let Heard::Server(verdict) = heard
+            && let Some(reported) = verdict.reported()
+            && let Some(stranger) = ours.lack(*ip, reported)
+        {
+            *verdict = Verdict::Stranger(stranger);
+        }
+    }
 }
 
 /// Every address in anybody's raft peers, and every leader's.

@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+/// How often a wait that does not change is said again.
+pub const SAY_EVERY: Duration = Duration::from_secs(10);
+
 /// Reads `500ms`, `10s`, `2m`, `1h`. A number without a unit is refused, because `--wait 10` was meant as minutes by one
 /// person and as seconds by the next.
 pub fn parse(text: &str) -> Option<Duration> {

@@ -211,6 +211,11 @@ fn an_unknown_token_counts_as_none() {
     assert!(code == 0 && line.ends_with("the token is unknown to Consul and counts as none"), "{line}");
     let with_token = |request: &support::http::Request| request.header("X-Consul-Token").is_some();
     assert!(!world.leaders.as_ref().unwrap().requests().iter().any(with_token));
+    let of_everybody = |request: &&support::http::Request| request.target.starts_with("/v1/status/");
+    assert!(
+        !world.own.requests().iter().filter(of_everybody).any(with_token),
+        "a token is sent only where one is asked for"
+    );
 }
 
 #[test]

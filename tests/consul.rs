@@ -8,7 +8,7 @@ mod support;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -115,6 +115,31 @@ fn names_that_appear_late_are_joined_by_convene() {
     cluster.wait_formed(&ALL);
 }
 
+#[test]
+fn a_server_whose_agent_holds_services_is_named() {
+    let Some(consul) = needs_consul("a_server_whose_agent_holds_services_is_named") else { return };
+    let service = "-hcl=services { name = \"shop\" } services { name = \"bank\" }";
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 1).with(service);
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_for("a warning", || cluster.log(0).contains("this server's agent holds services (bank, shop)"));
+}
+
+/// Starts an agent that `init` has prepared.
+fn start_by_init(cluster: &mut Cluster, ordinal: u8) {
+    let init = cluster.surveying(ordinal, &["init", "--role=server", "--expect=3"]).output().unwrap();
+    assert_eq!(init.status.code(), Some(0), "{}", text(&init));
+    start_agent(cluster, ordinal);
+}
+
+/// Starts an agent with the rendered file that is there.
+fn start_agent(cluster: &mut Cluster, ordinal: u8) {
+    let mut words = cluster.agent(ordinal).into_iter();
+    let mut agent = Command::new(words.next().unwrap());
+    agent.args(words).arg(format!("-config-file={}", rendered(cluster, ordinal)));
+    cluster.spawn(ordinal, agent);
+}
+
 /// A watch beside an agent, ended when the test is.
 struct Beside(Child);
 
@@ -132,14 +157,7 @@ fn a_watch_does_beside_an_agent_that_init_prepared_what_run_does_beside_its_own(
     let early = cluster.surveying(0, &["watch", "--role=server", "--expect=3"]).output().unwrap();
     assert_eq!(early.status.code(), Some(75), "{}", text(&early));
     assert!(text(&early).contains("convene init must run before it"), "{}", text(&early));
-    for ordinal in ALL {
-        let init = cluster.surveying(ordinal, &["init", "--role=server", "--expect=3"]).output().unwrap();
-        assert_eq!(init.status.code(), Some(0), "{}", text(&init));
-        let mut words = cluster.agent(ordinal).into_iter();
-        let mut agent = Command::new(words.next().unwrap());
-        agent.args(words).arg(format!("-config-file={}", cluster.data(ordinal).join("convene/agent.json").display()));
-        cluster.spawn(ordinal, agent);
-    }
+    ALL.into_iter().for_each(|ordinal| start_by_init(&mut cluster, ordinal));
     let mut watches: Vec<Beside> = ALL
         .iter()
         .map(|ordinal| {
@@ -160,6 +178,22 @@ fn a_watch_does_beside_an_agent_that_init_prepared_what_run_does_beside_its_own(
         kill(Pid::from_raw(watch.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         assert_eq!(watch.0.wait().unwrap().code(), Some(0));
     }
+}
+
+#[test]
+fn a_probe_or_a_hook_notes_the_formation_beside_an_agent_that_nobody_watches() {
+    let name = "a_probe_or_a_hook_notes_the_formation_beside_an_agent_that_nobody_watches";
+    let Some(mut cluster) = cluster(name) else { return };
+    cluster.publish_all();
+    ALL.into_iter().for_each(|ordinal| start_by_init(&mut cluster, ordinal));
+    cluster.wait_formed(&ALL);
+    let formed = |ordinal: u8| record(&cluster, ordinal)["formed"] == true;
+    assert!(!ALL.into_iter().any(formed));
+    // A probe's time may be over before it has noted anything.
+    cluster.wait_for("the probe to note it", || ready(&cluster, 0, None).0 == 0 && formed(0));
+    let hook = cluster.convene(1, &["leave", "--leave=never", "--role=server"]).output().unwrap();
+    assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
+    assert!(formed(1) && !formed(2));
 }
 
 #[test]
@@ -213,6 +247,32 @@ fn a_wiped_server_asks_for_the_removal_of_its_predecessor_and_then_joins() {
 }
 
 #[test]
+fn a_wiped_server_whose_predecessor_gossip_has_forgotten_has_it_removed_and_joins() {
+    let test = "a_wiped_server_whose_predecessor_gossip_has_forgotten_has_it_removed_and_joins";
+    let Some(cluster) = cluster(test) else { return };
+    // Else autopilot removes it before the others are started again.
+    let mut cluster = cluster.with("-hcl=autopilot { min_quorum = 3 }");
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_formed(&ALL);
+    let (wiped, leader) = roles(&cluster);
+    let other = 3 - wiped - leader;
+    cluster.wipe(wiped);
+    cluster.wait_for("a failed member", || [leader, other].iter().all(|who| cluster.member(*who, wiped) == Some(4)));
+    for server in [leader, other] {
+        cluster.kill(server);
+    }
+    for server in [leader, other] {
+        cluster.start(server, &[]);
+    }
+    cluster.wait_for("a leader", || cluster.leader(other).is_some() && cluster.leader(leader).is_some());
+    assert_eq!(cluster.member(leader, wiped), None, "gossip has forgotten it");
+    assert_eq!(cluster.peers(leader).len(), 3, "raft has not");
+    cluster.start(wiped, &[]);
+    cluster.wait_for("a member again", || cluster.member(leader, wiped) == Some(1) && cluster.peers(leader).len() == 3);
+}
+
+#[test]
 fn a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits() {
     let test = "a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits";
     let Some(cluster) = cluster(test) else { return };
@@ -235,6 +295,41 @@ fn a_wiped_server_that_may_ask_for_nothing_names_the_policy_and_waits() {
     assert_eq!(cluster.delete(leader, &format!("/v1/operator/raft/peer?address={address}")), Some(200));
     cluster
         .wait_for("a member again", || cluster.member(leader, follower) == Some(1) && cluster.peers(leader).len() == 3);
+}
+
+#[test]
+fn a_wiped_server_goes_on_by_itself_once_its_token_file_holds_a_token_for_the_removal() {
+    let test = "a_wiped_server_goes_on_by_itself_once_its_token_file_holds_a_token_for_the_removal";
+    let Some(cluster) = cluster(test) else { return };
+    // Autopilot would remove a server that it sees failed after some seconds; and it need not look at the new one for 10 s.
+    let autopilot = "-hcl=autopilot { min_quorum = 3 server_stabilization_time = \"200ms\" }";
+    let mut cluster = cluster.denying().over_tls().with(autopilot);
+    cluster.publish_all();
+    cluster.start_all(&[]);
+    cluster.wait_formed(&ALL);
+    let (follower, leader) = roles(&cluster);
+    let before = node_id(&cluster, follower);
+    cluster.wipe(follower);
+    // A Secret that nobody has filled yet.
+    let file = cluster.folder().join("token");
+    let mut start = cluster.surveying(follower, &["run", "--expect=3", "--"]);
+    start.args(cluster.agent(follower)).env("CONSUL_HTTP_TOKEN_FILE", &file);
+    cluster.spawn(follower, start);
+    let parts = ["waiting: rule 5", "still lists our address", "operator = \"write\"", &file.display().to_string()];
+    let told = |line: &str| parts.iter().all(|part| line.contains(part));
+    cluster.wait_for("the policy to be named", || cluster.log(follower).lines().any(told));
+    assert!(!cluster.data(follower).join("node-id").exists());
+    // What the token may is this and nothing else.
+    let token = "7e57ab1e-0000-4000-8000-000000000001";
+    let policy = json!({"Name": "removal", "Rules": "operator = \"write\""});
+    assert_eq!(cluster.put(leader, "/v1/acl/policy", &policy.to_string()), Some(200));
+    let known = json!({"SecretID": token, "Policies": [{"Name": "removal"}]});
+    assert_eq!(cluster.put(leader, "/v1/acl/token", &known.to_string()), Some(200));
+    fs::write(&file, format!("{token}\n")).unwrap();
+    cluster.wait_for("its start", || cluster.log(follower).contains("rule=5"));
+    assert!(cluster.log(follower).contains("asked the leader to remove our predecessor"), "{}", cluster.log(follower));
+    cluster.wait_formed(&ALL);
+    assert_ne!(node_id(&cluster, follower), before);
 }
 
 #[test]
@@ -329,7 +424,7 @@ fn a_term_after_the_leave_hook_does_not_leave_again() {
     assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
     cluster.signal(follower, Signal::SIGTERM);
     assert_eq!(cluster.wait(follower).code(), Some(0), "{}", cluster.log(follower));
-    assert!(cluster.log(follower).contains("it had left already"), "{}", cluster.log(follower));
+    assert!(cluster.log(follower).contains("this stop was done already"), "{}", cluster.log(follower));
     assert_eq!(record(&cluster, follower)["left"], true);
     assert_gone(&cluster, follower);
 }
@@ -345,6 +440,25 @@ fn an_exec_is_the_agent_itself() {
 }
 
 #[test]
+fn a_start_waits_for_an_agent_that_goes_on_without_its_convene() {
+    for log in ["wal", "boltdb"] {
+        let Some(cluster) = cluster("a_start_waits_for_an_agent_that_goes_on_without_its_convene") else { return };
+        let mut cluster = cluster.with(&format!("-hcl=raft_logstore {{ backend = {log:?} }}"));
+        cluster.publish_all();
+        cluster.start(0, &["--exec"]);
+        cluster.wait_for("an agent", || cluster.get(0, "/v1/status/leader").is_some());
+        let init = || cluster.surveying(0, &["init", "--role=server", "--expect=3", "--wait=1s"]).output().unwrap();
+        let beside = init();
+        assert_eq!(beside.status.code(), Some(75), "{log}: {}", text(&beside));
+        assert!(text(&beside).contains("an agent runs on this volume"), "{log}: {}", text(&beside));
+        cluster.signal(0, Signal::SIGKILL);
+        cluster.wait_for("its end", || cluster.get(0, "/v1/status/leader").is_none());
+        let after = init();
+        assert_eq!(after.status.code(), Some(0), "{log}: {}", text(&after));
+    }
+}
+
+#[test]
 fn term_without_a_leave_changes_no_membership_and_is_0() {
     for words in [&["--leave=never"][..], &[]] {
         let Some(mut cluster) = formed("term_without_a_leave_changes_no_membership_and_is_0", words) else { return };
@@ -354,11 +468,12 @@ fn term_without_a_leave_changes_no_membership_and_is_0() {
         assert_eq!(cluster.peers(leader).len(), 3);
         assert_ne!(cluster.member(leader, follower), Some(3));
         assert_eq!(record(&cluster, follower)["left"], false);
+        // While one is away, the hook waits for it, and autopilot may remove it.
+        cluster.start(follower, words);
+        cluster.wait_formed(&ALL);
         let hook = cluster.convene(leader, &["leave", words.first().unwrap_or(&"--leave=never")]).output().unwrap();
         assert_eq!(hook.status.code(), Some(0), "{}", text(&hook));
         assert_eq!(cluster.peers(leader).len(), 3);
-        cluster.start(follower, words);
-        cluster.wait_formed(&ALL);
     }
 }
 
@@ -472,9 +587,7 @@ fn under_default_deny_time_tells_a_voter_who_has_no_token() {
     assert!(ready(&cluster, follower, None).1.contains("as before this agent's start"));
     // An agent that restarts without a survey has to wait again, whatever an earlier life of it was.
     cluster.kill(follower);
-    let mut agent = std::process::Command::new(&cluster.agent(follower)[0]);
-    agent.args(&cluster.agent(follower)[1..]).arg(format!("-config-file={}", rendered(&cluster, follower)));
-    cluster.spawn(follower, agent);
+    start_agent(&mut cluster, follower);
     cluster.wait_for("another life", || begins(&ready(&cluster, follower, None).1));
     // One that lost its disk comes back as a non-voter, which both views say to whom may ask.
     cluster.kill(follower);
@@ -513,34 +626,14 @@ fn a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate
     else {
         return;
     };
-    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), &consul, 1);
-    let folder = cluster.folder().to_owned();
-    for words in [&["ca", "create"][..], &["cert", "create", "-server"], &["cert", "create", "-client"]] {
-        let made = std::process::Command::new(&consul).arg("tls").args(words).current_dir(&folder).output().unwrap();
-        assert!(made.status.success(), "{}", text(&made));
-    }
-    let file = |name: &str| folder.join(name).display().to_string();
-    let with = |mut command: std::process::Command, known: bool| {
-        command.env("CONSUL_HTTP_ADDR", format!("https://{}:8501", cluster.ip(0)));
-        command.env("CONSUL_TLS_SERVER_NAME", "server.dc1.consul").env("CONSUL_CACERT", file("consul-agent-ca.pem"));
-        if known {
-            command.env("CONSUL_CLIENT_CERT", file("dc1-client-consul-0.pem"));
-            command.env("CONSUL_CLIENT_KEY", file("dc1-client-consul-0-key.pem"));
-        }
-        command
-    };
-    let tls = format!(
-        "tls {{ defaults {{ ca_file = {:?} cert_file = {:?} key_file = {:?} verify_incoming = true verify_outgoing = true }} }}",
-        file("consul-agent-ca.pem"),
-        file("dc1-server-consul-0.pem"),
-        file("dc1-server-consul-0-key.pem")
-    );
-    let mut run = with(cluster.surveying(0, &["run", "--expect=1", "--"]), true);
-    run.args(cluster.agent(0)).args(["-http-port=-1", "-https-port=8501", &format!("-hcl={tls}")]);
-    let ready = with(cluster.convene(0, &["check", "ready"]), true);
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), &consul, 1).over_tls().with("-http-port=-1");
+    let mut run = cluster.surveying(0, &["run", "--expect=1", "--"]);
+    run.args(cluster.agent(0));
+    let ready = cluster.convene(0, &["check", "ready"]);
     let seen = format!("--discover=static:{}", cluster.ip(0));
-    let asked = with(cluster.convene(0, &["discover", &seen]), true);
-    let stranger = with(cluster.convene(0, &["discover", &seen]), false);
+    let asked = cluster.convene(0, &["discover", &seen]);
+    let mut stranger = cluster.convene(0, &["discover", &seen]);
+    stranger.env_remove("CONSUL_CLIENT_CERT").env_remove("CONSUL_CLIENT_KEY");
     cluster.spawn(0, run);
     let commands = [ready, asked, stranger].map(std::cell::RefCell::new);
     let say = |at: usize| text(&commands[at].borrow_mut().output().unwrap());

@@ -9,12 +9,16 @@ mod support;
 
 use hickory_proto::rr::RecordType;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use support::cluster::wait_until;
+use support::config_map::{KeptConfigMap, status};
 use support::dns::{Answer, ScriptedDns};
-use support::http::{Call, Reply, ScriptedHttp};
+use support::http::{Call, Reply, Request, ScriptedHttp};
 use support::net::{LoopbackBlock, loopback_block};
 use support::port::OpenPort;
 use support::program::{Convene, Ended};
+use support::traced::killed_when;
 
 const PODS: &str = "/api/v1/namespaces/prod/pods";
 const SERVICES: &str = "/api/v1/namespaces/prod/services";
@@ -40,13 +44,8 @@ impl World {
         // As nobody else has the block, nobody has the port; below those that the kernel gives to outgoing connections.
         let port = 10_000 + u16::from(second % 64) * 256 + u16::from(third);
         let world = Self { block, api: ScriptedHttp::start(), dns: ScriptedDns::zone(), files, port };
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": world.api.url()}}],
-            "users": [{"name": "c", "user": {"tokenFile": world.path("token")}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-        });
-        std::fs::write(world.path("kubeconfig"), kubeconfig.to_string()).unwrap();
+        std::fs::write(world.path("kubeconfig"), world.api.kubeconfig(&json!({"tokenFile": world.path("token")})))
+            .unwrap();
         world.token("one");
         std::fs::create_dir(world.path("data")).unwrap();
         world.statefulset(json!({"replicas": 3, "serviceName": "consul-server", "podManagementPolicy": "Parallel"}));
@@ -65,8 +64,10 @@ impl World {
         self.files.path().join(name).display().to_string()
     }
 
+    /// All of it at once, as kubelet does.
     fn token(&self, token: &str) {
-        std::fs::write(self.path("token"), token).unwrap();
+        std::fs::write(self.path("token.new"), token).unwrap();
+        std::fs::rename(self.path("token.new"), self.path("token")).unwrap();
     }
 
     fn answers(&self, path: &str, answer: &Value) {
@@ -169,20 +170,9 @@ impl World {
         let http = ScriptedHttp::at(&self.block.at(host, 8500));
         http.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
         http.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+        http.always(Call::get("/v1/connect/ca/roots", Reply::Json(500, "Connect must be enabled".to_owned())));
         (OpenPort::at(&self.block.at(host, self.port)), http)
     }
-}
-
-/// A failure as the API server tells it.
-fn status(code: u16) -> Reply {
-    let reason = match code {
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "NotFound",
-        _ => "InternalError",
-    };
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": reason, "reason": reason, "code": code});
-    Reply::Json(code, status.to_string())
 }
 
 /// The exit code, and what must stand anywhere in the log.
@@ -630,22 +620,25 @@ fn a_watch_claims_the_cluster_once_it_sees_a_leader_and_a_majority() {
     world.pod("consul-server-1", "Running", 2);
     world.init(&["--advertise=pod"]).ends(0, &[]);
     world.claimed(Some("u"), json!({"state": "founding", "id": "c1", "expect": "2"}));
-    let (own, other) = (format!("{}:8300", world.block.ip(1)), format!("{}:8300", world.block.ip(2)));
+    let (own, other) = (world.block.at(1, world.port), world.block.at(2, world.port));
     let peers = json!([own, other]).to_string();
     let agent = ScriptedHttp::start();
     agent.always(Call::get("/v1/status/leader", Reply::ok(&json!(own).to_string())));
     agent.always(Call::get("/v1/status/peers", Reply::ok(&peers)));
+    agent.always(Call::get("/v1/agent/members", Reply::ok("[]")));
+    agent.always(Call::get("/v1/agent/services", Reply::ok("{}")));
     let voter =
         |id: &str, address: &str| json!({"ID": id, "Node": "n", "Address": address, "Leader": false, "Voter": true});
     let configuration = json!({"Servers": [voter("id-0", &own), voter("id-1", &other)]});
     agent.always(Call::get("/v1/operator/raft/configuration", Reply::ok(&configuration.to_string())));
+    agent.always(Call::get("/v1/connect/ca/roots", Reply::ok(r#"{"TrustDomain":"c1.consul"}"#)));
     let mut watch = world
         .convene(&["watch", "--role=server", "--advertise=pod"])
         .env("CONSUL_HTTP_ADDR", agent.addr().to_string())
         .spawn();
     // One of two is no majority: the other one knows no leader yet.
     let (port, http) = world.never_formed(2);
-    http.wait_for("/v1/status/peers", 2);
+    http.wait_for("/v1/status/leader", 2);
     assert!(world.written().iter().all(|(method, _)| method == "POST"), "{:?}", world.written());
     http.always(Call::get("/v1/status/leader", Reply::ok(&json!(own).to_string())));
     http.always(Call::get("/v1/status/peers", Reply::ok(&peers)));
@@ -661,4 +654,336 @@ fn a_watch_claims_the_cluster_once_it_sees_a_leader_and_a_majority() {
     let data = &claim["data"];
     assert_eq!((&data["state"], &data["id"], &data["nodes"]), (&json!("formed"), &json!("c1"), &json!("id-0 id-1")));
     assert!(data["formed"].as_str().unwrap().contains("seen by consul-server-0"));
+}
+
+/// Two servers that found, each prepared by `init`, beside agents that nobody watches: ours leads, the other's says whom it follows.
+struct Unwatched {
+    world: World,
+    claim: KeptConfigMap,
+    own: ScriptedHttp,
+    other: ScriptedHttp,
+    _ports: [OpenPort; 2],
+}
+
+impl Unwatched {
+    fn new() -> Self {
+        let world = World::new();
+        world.statefulset(json!({"replicas": 2, "serviceName": "s", "podManagementPolicy": "Parallel"}));
+        world.pod("consul-server-1", "Running", 2);
+        let claim = KeptConfigMap::at(&world.api, CONFIG_MAPS, "consul-server-convene");
+        world.init(&["--advertise=pod"]).ends(0, &[]);
+        let (other_port, other) = world.never_formed(2);
+        let own = ScriptedHttp::at(&world.block.at(1, 8500));
+        let addresses = [world.block.at(1, world.port), world.block.at(2, world.port)];
+        let id = std::fs::read_to_string(world.path("data/node-id")).unwrap();
+        let voter = |id: &str, address: &str| json!({"ID": id, "Node": "n", "Address": address, "Leader": false, "Voter": true});
+        let answers = [
+            ("/v1/status/leader", json!(addresses[0])),
+            ("/v1/status/peers", json!(addresses)),
+            (
+                "/v1/operator/raft/configuration",
+                json!({"Servers": [voter(&id, &addresses[0]), voter("id-1", &addresses[1])]}),
+            ),
+            (
+                "/v1/agent/self",
+                json!({"Config": {"NodeName": "consul-server-0", "NodeID": id, "Server": true},
+                "Member": null, "Stats": {"raft": {"state": "Leader"}}}),
+            ),
+        ];
+        for (path, answer) in answers {
+            own.always(Call::get(path, Reply::ok(&answer.to_string())));
+        }
+        let ports = [OpenPort::at(&addresses[0]), other_port];
+        Self { world, claim, own, other, _ports: ports }
+    }
+
+    /// Both follow the first one, or the second.
+    fn follow(&self, leader: u8) {
+        let leader = json!(self.world.block.at(leader, self.world.port)).to_string();
+        for agent in [&self.own, &self.other] {
+            agent.always(Call::get("/v1/status/leader", Reply::ok(&leader)));
+        }
+    }
+
+    fn call(&self, words: &[&str]) -> Ended {
+        let data = format!("--data-dir={}", self.world.path("data"));
+        let pod = [
+            ("POD_NAME", "consul-server-0"),
+            ("POD_NAMESPACE", "prod"),
+            ("CONSUL_HTTP_ADDR", &self.world.block.at(1, 8500)),
+        ];
+        let call = Convene::new(words).words([data]).env("KUBECONFIG", self.world.path("kubeconfig"));
+        let call = call.env("POD_IP", self.world.block.ip(1).to_string());
+        pod.into_iter().fold(call, |call, (name, value)| call.env(name, value)).run()
+    }
+
+    /// `check ready` says yes, whatever else it says.
+    #[track_caller]
+    fn is_ready(&self) -> Ended {
+        let ended = self.call(&["check", "ready"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.stdout.starts_with("ready: leader"), "{ended:?}");
+        ended
+    }
+
+    /// Until it has noted, and said, what it should: on a slow machine its time may be over before.
+    #[track_caller]
+    fn is_ready_until(&self, done: impl Fn(&Ended) -> bool) {
+        let told = || format!("{:?}", self.is_ready());
+        wait_until("it to be noted", || Some(self.is_ready()).filter(&done), told);
+    }
+
+    #[track_caller]
+    fn notes(&self, formed: bool, unclaimed: bool, state: &str) {
+        self.is_ready_until(|_| (self.noted(), self.state()) == ((formed, unclaimed), json!(state)));
+    }
+
+    /// What the record says: formed, and still to be claimed.
+    fn noted(&self) -> (bool, bool) {
+        let record: Value =
+            serde_json::from_slice(&std::fs::read(self.world.path("data/convene/record.json")).unwrap()).unwrap();
+        (record["formed"] == true, record["unclaimed"] == true)
+    }
+
+    fn state(&self) -> Value {
+        self.claim.now().unwrap()["data"]["state"].clone()
+    }
+}
+
+#[test]
+fn beside_an_agent_that_nobody_watches_a_probe_notes_and_claims_and_then_asks_the_api_no_more() {
+    let unwatched = Unwatched::new();
+    assert_eq!((unwatched.noted(), unwatched.state()), ((false, true), json!("founding")));
+    // One of two is no majority: a claim would come too early, the record does not.
+    unwatched.notes(true, true, "founding");
+    unwatched.follow(1);
+    unwatched.notes(true, false, "formed");
+    // A probe of a leader that may read all needs no list of peers for its own answer.
+    let noting = |request: &Request| request.target == "/v1/status/peers";
+    let asked = || (unwatched.world.api.requests().len(), unwatched.own.requests().into_iter().filter(noting).count());
+    let before = asked();
+    assert_eq!(unwatched.is_ready().stderr, "");
+    assert_eq!(asked(), before);
+    // After another start it is looked at again: somebody may have taken the claim away.
+    std::fs::create_dir_all(unwatched.world.path("data/raft/wal")).unwrap();
+    unwatched.world.init(&["--advertise=pod"]).ends(0, &[]);
+    assert_eq!(unwatched.noted(), (true, true));
+    unwatched.notes(true, false, "formed");
+    assert_eq!(unwatched.claim.accepted().len(), 2);
+}
+
+#[test]
+fn a_leave_hook_notes_and_claims_what_nobody_did_before_it() {
+    let unwatched = Unwatched::new();
+    unwatched.follow(2);
+    unwatched.own.always(Call::get("/v1/agent/members", Reply::ok("[]")));
+    // Who the other raft peers are is asked of every ordinal around.
+    for ordinal in 2..5 {
+        unwatched.world.no(&format!("{PODS}/consul-server-{ordinal}"));
+    }
+    let hook = unwatched.call(&["leave", "--leave=never", "--role=server"]);
+    assert_eq!(hook.code, 0, "{}", hook.stderr);
+    assert_eq!((unwatched.noted(), unwatched.state()), ((true, false), json!("formed")));
+}
+
+#[test]
+fn a_probe_that_can_note_nothing_says_yes_all_the_same_and_why_in_one_line() {
+    let unwatched = Unwatched::new();
+    unwatched.follow(1);
+    let says = |part: &str| {
+        unwatched.is_ready_until(|ended| {
+            let complaints: Vec<&str> = ended.stderr.lines().filter(|line| !line.contains(" INFO ")).collect();
+            assert_eq!(complaints.len(), 1, "{}", ended.stderr);
+            complaints[0].contains(part)
+        });
+    };
+    unwatched.world.api.always(Call::get(STATEFULSET, Reply::Nothing));
+    says("could not note within ");
+    unwatched.world.says(STATEFULSET, 403);
+    says("may not get statefulsets");
+    // What stands in the way stops root too.
+    let (record, lock) =
+        (unwatched.world.path("data/convene/record.json"), unwatched.world.path("data/convene/record.lock"));
+    let formed = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, formed.replace("\"formed\": true", "\"formed\": false")).unwrap();
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::create_dir(&lock).unwrap();
+    unwatched.world.statefulset(json!({"replicas": 2, "serviceName": "s"}));
+    says("record.lock");
+    assert_eq!(unwatched.state(), "formed", "the claim does not depend on the volume");
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    says("could not read");
+}
+
+/// What a start is told: convene's words, and how many replicas the StatefulSet has.
+struct Manifest {
+    words: &'static [&'static str],
+    replicas: u32,
+}
+
+/// Every file that one start leaves behind and the next one finds.
+const STEPS: [&str; 4] = ["node-id", "convene/record.json", "convene/listed.json", "convene/agent.json"];
+
+/// A founding that is killed, and the start after it.
+struct Founding {
+    world: World,
+    claim: KeptConfigMap,
+}
+
+impl Founding {
+    /// The first server of several; all Pods have their addresses, and no agent runs.
+    fn new() -> Self {
+        let world = World::new();
+        for ordinal in 1..5 {
+            world.pod(&format!("consul-server-{ordinal}"), "Pending", ordinal + 1);
+        }
+        let claim = KeptConfigMap::at(&world.api, CONFIG_MAPS, "consul-server-convene");
+        // An agent that has started and has nothing to do.
+        std::os::unix::fs::symlink("/bin/true", world.path("consul")).unwrap();
+        Self { world, claim }
+    }
+
+    /// An empty disk, but for what an earlier life may have left, and no claim.
+    fn begin(&self) {
+        self.claim.forget();
+        let data = self.world.path("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::create_dir_all(format!("{data}/convene")).unwrap();
+        std::fs::write(format!("{data}/convene/listed.json"), "{}").unwrap();
+    }
+
+    fn start(&self, manifest: &Manifest) -> Convene {
+        let spec = json!({"replicas": manifest.replicas, "serviceName": "s", "podManagementPolicy": "Parallel"});
+        self.world.statefulset(spec);
+        let convene = self.world.convene(manifest.words).words(["--advertise=pod", "--wait=0s"]);
+        if manifest.words[0] == "init" {
+            return convene.words(["--role=server"]);
+        }
+        let agent = [self.world.path("consul"), format!("-data-dir={}", self.world.path("data"))];
+        convene.words(["--", &agent[0], "agent", "-server", "-client=0.0.0.0", &agent[1]])
+    }
+
+    /// What starts that nothing disturbs end in: the expect that is claimed, and the rendered file.
+    fn undisturbed(&self, manifests: &[&Manifest]) -> (String, String) {
+        self.begin();
+        for manifest in manifests {
+            tells(&self.start(manifest).run(), 0, &[]);
+        }
+        (self.claimed().to_string(), self.file("convene/agent.json").unwrap())
+    }
+
+    fn file(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.world.files.path().join("data").join(name)).ok()
+    }
+
+    fn json(&self, name: &str) -> Option<Value> {
+        self.file(name).map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    /// What is there: the claim, then the files.
+    fn steps(&self) -> Vec<&'static str> {
+        let claim = self.claim.now().map(|_| "claim");
+        claim.into_iter().chain(STEPS.into_iter().filter(|step| self.file(step).is_some())).collect()
+    }
+
+    /// The expect of the claim.
+    fn claimed(&self) -> Value {
+        self.claim.now().unwrap()["data"]["expect"].as_str().unwrap().parse::<u32>().unwrap().into()
+    }
+
+    /// Whatever is left of a start: the start after it ends where undisturbed ones do; gives the expect that it founds with.
+    fn starts_again(&self, manifest: &Manifest, ends: &BTreeMap<String, String>) -> String {
+        let (node_id, rendered) = (self.file("node-id"), self.json("convene/agent.json"));
+        tells(&self.start(manifest).run(), 0, &[]);
+        let expect = self.claimed();
+        assert_eq!(self.file("convene/agent.json").as_ref(), ends.get(&expect.to_string()));
+        let record = self.json("convene/record.json").unwrap();
+        assert_eq!((record["node_id"].as_str(), &record["expect"]), (self.file("node-id").as_deref(), &expect));
+        assert_eq!(node_id.or(self.file("node-id")), self.file("node-id"), "one that was written stays");
+        let first = rendered.map_or(expect.clone(), |first| first["bootstrap_expect"].clone());
+        assert_eq!(first, expect, "two foundings that differ");
+        assert_eq!(self.claim.accepted().len(), 1, "one claim, with one ID: {:?}", self.claim.accepted());
+        assert!(self.file("convene/listed.json").is_none());
+        expect.to_string()
+    }
+}
+
+/// Kills a founding at every step, and starts again.
+fn killed_at_every_step(first: &Manifest, second: &Manifest) {
+    let founding = Founding::new();
+    let ends = BTreeMap::from([founding.undisturbed(&[second]), founding.undisturbed(&[first, second])]);
+    let (mut left, mut expects) = (Vec::new(), BTreeSet::new());
+    for deeds in 0.. {
+        founding.begin();
+        let mut done = 0;
+        let ended = killed_when(founding.start(first), |moment| {
+            done += usize::from(moment.is_of_a_deed());
+            done > deeds
+        });
+        let steps = founding.steps();
+        if left.last() != Some(&steps) {
+            left.push(steps);
+        }
+        expects.insert(founding.starts_again(second, &ends));
+        if ended {
+            break;
+        }
+    }
+    let [node_id, record, listed, rendered] = STEPS;
+    let steps = [
+        vec![listed],
+        vec!["claim", listed],
+        vec!["claim", node_id, listed],
+        vec!["claim", node_id, record, listed],
+        vec!["claim", node_id, record],
+        vec!["claim", node_id, record, rendered],
+    ];
+    assert_eq!(left, steps, "each of them was the last one before a kill");
+    assert!(expects.iter().eq(ends.keys()), "{expects:?}");
+}
+
+#[test]
+fn killed_at_any_step_of_a_founding_the_next_start_ends_where_one_start_would_have() {
+    let same = Manifest { words: &["init"], replicas: 3 };
+    killed_at_every_step(&same, &same);
+}
+
+#[test]
+fn killed_at_any_step_of_a_founding_a_start_by_a_larger_manifest_founds_with_the_claims_expect() {
+    killed_at_every_step(&Manifest { words: &["init"], replicas: 3 }, &Manifest { words: &["init"], replicas: 5 });
+}
+
+#[test]
+fn killed_at_any_step_up_to_the_agents_start_the_next_one_ends_where_one_start_would_have() {
+    let first = Manifest { words: &["run", "--exec", "--expect=3"], replicas: 3 };
+    killed_at_every_step(&first, &Manifest { words: &["run", "--exec", "--expect=5"], replicas: 5 });
+}
+
+#[test]
+fn a_server_joins_no_pod_of_another_statefulset_but_by_hand_and_a_client_any() {
+    let world = World::new();
+    let owned = |name: &str, host: u8, owner: &str| {
+        let mut pod = world.pod_json(name, "Running", &[host]);
+        let replica_set = json!({"kind": "ReplicaSet", "name": "older", "uid": "r", "controller": false});
+        pod["metadata"]["ownerReferences"] =
+            json!([replica_set, {"kind": "StatefulSet", "name": owner, "uid": "s", "controller": true}]);
+        pod
+    };
+    let bare = world.pod_json("bare", "Running", &[4]);
+    let items = [owned("ours", 2, "consul-server"), owned("theirs", 3, "vault-consul"), bare];
+    world.answers(PODS, &json!({"metadata": {}, "items": items}));
+    let _servers = [2, 3, 4].map(|host| world.never_formed(host));
+    let source = "--discover=k8s:app=consul";
+    let server = world.init(&["--claim=off", source]);
+    server.ends(0, &[]);
+    let theirs = "not joined: a stranger: its Pod belongs to StatefulSet vault-consul in namespace prod";
+    assert!(server.stderr.contains(theirs), "{}", server.stderr);
+    let ip = |host| world.block.ip(host).to_string();
+    assert_eq!(world.rendered()["retry_join"], json!([ip(4), ip(2)]));
+    let by_hand = format!("--discover=static:{}", ip(3));
+    world.init(&["--claim=off", source, &by_hand]).ends(0, &[]);
+    assert!(world.rendered()["retry_join"].as_array().unwrap().contains(&json!(ip(3))));
+    world.convene(&["init", "--role=client", "--wait=0s", source]).run().ends(0, &[]);
+    assert!(world.rendered()["retry_join"].as_array().unwrap().contains(&json!(ip(3))));
 }

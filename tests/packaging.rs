@@ -286,11 +286,96 @@ fn the_role_that_a_refusal_names_is_there_and_grants_nothing_but_what_is_asked()
 }
 
 #[test]
+fn reap_may_read_nodes_and_nothing_else_and_says_where_a_person_sees_it_that_it_removes() {
+    let access = read("deploy/reap/access.yaml");
+    let rules: Vec<&str> = access.lines().map(str::trim).filter(|line| line.starts_with("- {apiGroups")).collect();
+    assert_eq!(rules, ["- {apiGroups: [\"\"], resources: [nodes], verbs: [get, list]}"]);
+    let job = said("deploy/reap/cronjob.yaml");
+    for line in [
+        "- --yes",
+        "concurrencyPolicy: Forbid",
+        "backoffLimit: 0",
+        "runAsNonRoot: true",
+        "seccompProfile: {type: RuntimeDefault}",
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+        "capabilities: {drop: [ALL]}",
+    ] {
+        assert!(job.iter().any(|said| said == line), "{line} is not in {job:#?}");
+    }
+    // Its time must do for as many removals as one run makes.
+    let seconds: usize =
+        job.iter().find_map(|line| line.strip_prefix("activeDeadlineSeconds: ")).unwrap().parse().unwrap();
+    assert!(seconds >= convene::settings::reaping::DEFAULT_AT_MOST * 10);
+}
+
+#[test]
 fn every_setting_in_deploy_is_one_of_convenes() {
     let twins = convene::cli::environment_twins();
-    let settings = read("deploy/server/convene.env");
-    for line in settings.lines().filter(|line| !line.starts_with('#')) {
-        let name = line.split('=').next().unwrap();
-        assert!(twins.iter().any(|twin| twin == name), "{name}");
+    let mut names = BTreeSet::new();
+    for (file, text) in deploy() {
+        let words = text.split(|c: char| !c.is_ascii_uppercase() && c != '_');
+        for name in words.filter(|word| word.starts_with("CONVENE_")) {
+            assert!(twins.iter().any(|twin| twin == name), "{file}: {name}");
+            names.insert(name.to_owned());
+        }
+    }
+    assert!(names.contains("CONVENE_EXPECT") && names.contains("CONVENE_DISCOVER"), "{names:?}");
+}
+
+/// Every file of deploy/: its path below that, and its text.
+fn deploy() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let (mut folders, mut files) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                files.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn the_components_of_deploy_find_the_volume_that_they_add_secrets_to() {
+    for (file, agent) in [
+        ("deploy/server/statefulset.yaml", "convene.dev/agent: server"),
+        ("deploy/client/daemonset.yaml", "convene.dev/agent: client"),
+        ("deploy/components/sidecar/agent.yaml", ""),
+    ] {
+        let text = read(file);
+        let volumes: Vec<&str> = text
+            .split("\n      volumes:\n")
+            .nth(1)
+            .unwrap()
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with('-'))
+            .collect();
+        assert!(
+            volumes[0].starts_with("- {name: consul-tuning, projected: {sources: [{configMap: "),
+            "{file}: {volumes:?}"
+        );
+        assert!(text.contains(agent), "{file}: {agent}");
+    }
+    for (file, text) in deploy().iter().filter(|(file, _)| file.ends_with("/app.yaml") || file.ends_with("/job.yaml")) {
+        assert!(text.contains("convene.dev/agent: sidecar"), "{file}");
+    }
+}
+
+#[test]
+fn nothing_in_deploy_puts_a_secret_where_others_can_read_it() {
+    for (file, text) in deploy() {
+        let said = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        for line in said {
+            for word in ["-encrypt", "CONSUL_HTTP_TOKEN:", "CONSUL_HTTP_TOKEN=", "-token", "encrypt ="] {
+                assert!(!line.contains(word), "{file}: {line}");
+            }
+        }
     }
 }

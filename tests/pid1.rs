@@ -46,6 +46,16 @@ struct Run {
     stdout: BufReader<ChildStdout>,
     _ended: Sender<()>,
     hung: Arc<AtomicBool>,
+    mark: String,
+}
+
+/// A test that fails leaves nothing running.
+impl Drop for Run {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            kill_marked(&self.mark);
+        }
+    }
 }
 
 impl Run {
@@ -66,14 +76,15 @@ impl Run {
         let (ended, has_ended) = channel::<()>();
         let hung = Arc::new(AtomicBool::new(false));
         let guard_says = Arc::clone(&hung);
+        let guards = mark.clone();
         thread::spawn(move || {
             use std::sync::mpsc::RecvTimeoutError::Timeout;
             if has_ended.recv_timeout(HANG) == Err(Timeout) {
                 guard_says.store(true, Relaxed);
-                kill_marked(&mark);
+                kill_marked(&guards);
             }
         });
-        Self { child, stdout, _ended: ended, hung }
+        Self { child, stdout, _ended: ended, hung, mark }
     }
 
     fn pid(&self) -> Pid {
@@ -173,6 +184,13 @@ fn mask(status: &str, name: &str) -> u64 {
 
 fn status(pid: Pid) -> String {
     fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+/// By these a terminal stops a job.
+const SUSPENDING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
+fn is_stopped(pid: Pid) -> bool {
+    status(pid).contains("\nState:\tT (stopped)")
 }
 
 fn bit(signal: Signal) -> u64 {
@@ -292,6 +310,10 @@ fn every_signal_from_1_to_31_but_kill_stop_and_chld_is_forwarded() {
             }
             kill(convene, signal).expect("convene lives");
             until(&format!("{way:?} forwards {signal}"), || mask(&status(command), "ShdPnd") & bit(signal) != 0);
+            if unshare.is_empty() && SUSPENDING.contains(&signal) {
+                until("convene is suspended too", || is_stopped(convene));
+                kill(convene, Signal::SIGCONT).expect("convene lives");
+            }
         }
         kill(command, Signal::SIGKILL).expect("the command lives");
         assert_eq!(run.code(), Some(137));
@@ -384,7 +406,7 @@ fn a_term_at_any_moment_of_the_start_ends_the_run() {
 fn a_stopped_command_has_not_ended_and_goes_on_after_a_cont() {
     let mut run = Run::start(&plain(&sh("echo $$; kill -STOP $$; exit 8")));
     let command = Pid::from_raw(run.line().parse().expect("a pid"));
-    until("the command stops", || status(command).contains("T (stopped)"));
+    until("the command stops", || is_stopped(command));
     kill(run.pid(), Signal::SIGCONT).expect("convene lives");
     assert_eq!(run.code(), Some(8));
 }
@@ -675,4 +697,379 @@ fn the_mask_is_the_original_one_although_sigchld_came_ignored() {
     let cat = ["cat", "/proc/self/status"];
     let (_, output) = Run::start(&words(&[&start, &PLAIN, &cat])).end();
     assert_eq!(mask(&output, "SigBlk"), bit(Signal::SIGUSR1) | bit(Signal::SIGINT));
+}
+
+// === What tini and dumb-init document beyond that ===
+
+/// `--plain` with more flags, both ways.
+fn both_ways_with<'a>(test: &str, flags: &[&'a str]) -> Vec<Vec<&'a str>> {
+    let with = |way: Vec<&'a str>| words(&[&way[..way.len() - 1], flags, &["--"]]);
+    both_ways(test).into_iter().map(with).collect()
+}
+
+/// Starts CMD with every signal blocked, so that what it gets stays pending, where its status shows it; gives convene and CMD.
+fn all_pending(way: &[&str], script: &str) -> (Run, Pid, Pid) {
+    let at = way.iter().position(|word| *word == CONVENE).expect("convene is in the way");
+    let mut run = Run::start(&words(&[&way[..at], &["env", "--block-signal"], &way[at..], &sh(script)]));
+    assert_eq!(run.line(), "ready");
+    let convene = convene_of(&run);
+    let command = children(convene)[0];
+    (run, convene, command)
+}
+
+fn pending(pid: Pid) -> u64 {
+    mask(&status(pid), "ShdPnd")
+}
+
+#[test]
+fn a_signal_goes_to_the_whole_group_with_group_and_else_to_the_command_alone() {
+    let test = "a_signal_goes_to_the_whole_group_with_group_and_else_to_the_command_alone";
+    for (flags, to_all) in [(&[][..], false), (&["--group"], true), (&["--group", "--session"], true)] {
+        for way in both_ways_with(test, flags) {
+            let (run, convene, command) = all_pending(&way, "sleep 1000 & echo ready; exec sleep 1000");
+            let other = children(command)[0];
+            kill(convene, Signal::SIGTERM).expect("convene lives");
+            // PWR has a higher number, so it is read later.
+            kill(convene, Signal::SIGPWR).expect("convene lives");
+            until("both are handed on", || pending(command) == bit(Signal::SIGTERM) | bit(Signal::SIGPWR));
+            assert_eq!(pending(other) & bit(Signal::SIGTERM) != 0, to_all, "{way:?}");
+            kill(command, Signal::SIGKILL).expect("the command lives");
+            kill(other, Signal::SIGKILL).expect("it lives");
+            assert_eq!(run.code(), Some(137), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn the_command_leads_a_session_of_its_own_with_session_and_else_is_in_ours() {
+    let test = "the_command_leads_a_session_of_its_own_with_session_and_else_is_in_ours";
+    let show = sh("cut -d' ' -f5,6 /proc/$$/stat; echo $$; cut -d' ' -f6 /proc/$PPID/stat");
+    for (flags, own) in [(&[][..], false), (&["--session"], true), (&["--session=false"], false)] {
+        for way in both_ways_with(test, flags) {
+            let (status, output) = Run::start(&words(&[&way, &show])).end();
+            assert_eq!(status.code(), Some(0));
+            let lines: Vec<&str> = output.lines().collect();
+            let (group, session) = lines[0].split_once(' ').expect("two fields");
+            assert_eq!(group, lines[1], "{way:?}");
+            assert_eq!((session == lines[1], session == lines[2]), (own, !own), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_session_gets_the_mask_the_dispositions_and_the_exit_code_too() {
+    let start = ["env", "--ignore-signal=HUP", "--block-signal=USR1,INT"];
+    let show = sh("cat /proc/self/status; exit 7");
+    let (_, direct) = Run::start(&words(&[&start, &show])).end();
+    let (status, through) = Run::start(&words(&[&start, &[CONVENE, "run", "--plain", "--session", "--"], &show])).end();
+    for field in ["SigBlk", "SigIgn"] {
+        assert_eq!(mask(&through, field) & STANDARD, mask(&direct, field) & STANDARD, "{field}");
+    }
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(Run::start(&[CONVENE, "run", "--plain", "--session", "--", "no-such-command"]).code(), Some(127));
+}
+
+#[test]
+fn a_signal_is_rewritten_or_dropped_on_its_way_to_the_command() {
+    use Signal::{SIGHUP, SIGINT, SIGPWR, SIGTERM, SIGUSR1, SIGWINCH};
+    let test = "a_signal_is_rewritten_or_dropped_on_its_way_to_the_command";
+    let cases: [(&[&str], u64); 3] = [
+        (&[], bit(SIGTERM) | bit(SIGWINCH)),
+        (&["--rewrite=15:2", "--rewrite", "WINCH:0"], bit(SIGINT)),
+        (&["--group", "--rewrite=TERM:HUP,SIGWINCH:USR1"], bit(SIGHUP) | bit(SIGUSR1)),
+    ];
+    for (flags, given) in cases {
+        for way in both_ways_with(test, flags) {
+            let (run, convene, command) = all_pending(&way, "echo ready; exec sleep 1000");
+            for signal in [SIGTERM, SIGWINCH, SIGPWR] {
+                kill(convene, signal).expect("convene lives");
+            }
+            until("the last one is handed on", || pending(command) & bit(SIGPWR) != 0);
+            assert_eq!(pending(command), given | bit(SIGPWR), "{way:?}");
+            kill(command, Signal::SIGKILL).expect("the command lives");
+            assert_eq!(run.code(), Some(137), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn what_would_suspend_a_job_suspends_the_command_and_us_until_a_cont() {
+    let test = "what_would_suspend_a_job_suspends_the_command_and_us_until_a_cont";
+    for flags in [&[][..], &["--session"], &["--group"], &["--group", "--session"]] {
+        for way in both_ways_with(test, flags) {
+            // Not a shell that waits for others: in a vfork(2) it cannot be seen to be stopped.
+            let mut run = Run::start(&words(&[&way, &sh("echo ready; exec sleep 1000")]));
+            assert_eq!(run.line(), "ready");
+            let convene = convene_of(&run);
+            let command = children(convene)[0];
+            for signal in SUSPENDING {
+                kill(convene, signal).expect("convene lives");
+                until(&format!("{way:?}: {signal} stops the command"), || is_stopped(command));
+                // The kernel keeps PID 1 from it.
+                if way[0] == CONVENE {
+                    until(&format!("{way:?}: {signal} stops convene"), || is_stopped(convene));
+                }
+                kill(convene, Signal::SIGCONT).expect("convene lives");
+                until(&format!("{way:?}: CONT resumes both"), || !is_stopped(command) && !is_stopped(convene));
+            }
+            kill(convene, Signal::SIGTERM).expect("convene lives");
+            assert_eq!(run.code(), Some(143), "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rewritten_tstp_suspends_us_still_and_a_dropped_one_does_not() {
+    let run = |rewrite| {
+        let script = "trap 'echo hup' HUP; trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done";
+        let mut run = Run::start(&words(&[&[CONVENE, "run", "--plain", "--session", rewrite, "--"], &sh(script)]));
+        assert_eq!(run.line(), "ready");
+        kill(run.pid(), Signal::SIGTSTP).expect("convene lives");
+        run
+    };
+    let mut rewritten = run("--rewrite=TSTP:HUP");
+    assert_eq!(rewritten.line(), "hup");
+    until("convene is suspended", || is_stopped(rewritten.pid()));
+    kill(rewritten.pid(), Signal::SIGCONT).expect("convene lives");
+    kill(rewritten.pid(), Signal::SIGTERM).expect("convene lives");
+    assert_eq!(rewritten.code(), Some(4));
+    let mut dropped = run("--rewrite=TSTP:0");
+    // Were it suspended, it could not hand this on.
+    kill(dropped.pid(), Signal::SIGHUP).expect("convene lives");
+    assert_eq!(dropped.line(), "hup");
+    kill(dropped.pid(), Signal::SIGTERM).expect("convene lives");
+    assert_eq!(dropped.code(), Some(4));
+}
+
+#[test]
+fn an_exit_code_that_counts_as_success_becomes_0() {
+    let test = "an_exit_code_that_counts_as_success_becomes_0";
+    for way in both_ways_with(test, &["--success=143", "--success", "7,9"]) {
+        for (script, code) in [("exit 7", 0), ("exit 9", 0), ("exit 8", 8), ("kill -TERM $$", 0), ("kill -INT $$", 130)]
+        {
+            assert_eq!(Run::start(&words(&[&way, &sh(script)])).code(), Some(code), "{way:?} {script}");
+        }
+    }
+}
+
+#[test]
+fn the_settings_can_come_from_the_environment() {
+    let script = "trap 'exit 7' INT; cut -d' ' -f6 /proc/$$/stat; echo $$; while :; do sleep 0.01; done";
+    let mut run = Run::start_with(&plain(&sh(script)), |run| {
+        run.env("CONVENE_SESSION", "true").env("CONVENE_GROUP", "1");
+        run.env("CONVENE_REWRITE", "1:0,15:2").env("CONVENE_SUCCESS", "7");
+    });
+    assert_eq!(run.line(), run.line());
+    kill(run.pid(), Signal::SIGTERM).expect("convene lives");
+    assert_eq!(run.code(), Some(0));
+}
+
+#[test]
+fn the_end_of_our_parent_is_a_signal_when_that_is_wished() {
+    let script = "trap 'echo usr1; exit' USR1; echo ready; while :; do sleep 0.01; done";
+    let convene = words(&[&[CONVENE, "run", "--plain", "--parent-death=usr1", "--"], &sh(script)]);
+    // It waits for stdin, which nobody closes.
+    let parent = words(&[&sh("\"$@\" & read -r _"), &["sh"], &convene]);
+    let mut run = Run::start_with(&parent, |run| {
+        run.stdin(Stdio::piped());
+    });
+    assert_eq!(run.line(), "ready");
+    kill(run.pid(), Signal::SIGKILL).expect("the parent lives");
+    assert_eq!(run.end().1, "usr1\n");
+}
+
+#[test]
+fn convene_does_not_keep_the_working_folder_and_the_command_does() {
+    for way in both_ways("convene_does_not_keep_the_working_folder_and_the_command_does") {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().canonicalize().expect("it is there");
+        let mut run = Run::start_with(&words(&[&way, &sh("pwd -P; exec sleep 1000")]), |run| {
+            run.current_dir(&path);
+        });
+        assert_eq!(run.line(), path.to_str().expect("the path is text"), "{way:?}");
+        let convene = convene_of(&run);
+        let folder_of = |pid: Pid| fs::read_link(format!("/proc/{pid}/cwd")).expect("it lives");
+        until(&format!("{way:?}: convene leaves the folder"), || folder_of(convene) == std::path::Path::new("/"));
+        kill(convene, Signal::SIGTERM).expect("convene lives");
+        assert_eq!(run.code(), Some(143), "{way:?}");
+    }
+}
+
+#[test]
+fn a_script_can_have_convene_as_its_interpreter_and_convene_can_stand_before_convene() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("script");
+    fs::write(&path, format!("#!/usr/bin/env -S {CONVENE} run --plain --group -- sh\necho it ran $1; exit 3\n"))
+        .unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode set");
+    let path = path.to_str().expect("the path is text");
+    let (status, output) = Run::start(&words(&[&PLAIN, &PLAIN, &[path, "well"]])).end();
+    assert_eq!((status.code(), output.as_str()), (Some(3), "it ran well\n"));
+}
+
+#[test]
+fn what_is_handed_on_is_said_at_the_level_debug() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = folder.path().join("said");
+    let way = [CONVENE, "run", "--plain", "--rewrite=HUP:0", "--log-level=debug", "--log-format=plain", "--"];
+    let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut run = Run::start_with(&words(&[&way, &sh(script)]), |run| {
+        run.stderr(fs::File::create(&said).expect("a file"));
+    });
+    assert_eq!(run.line(), "ready");
+    kill(run.pid(), Signal::SIGHUP).expect("convene lives");
+    kill(run.pid(), Signal::SIGTERM).expect("convene lives");
+    assert_eq!(run.code(), Some(3));
+    let said = fs::read_to_string(&said).expect("it was written");
+    for part in ["started CMD", "dropped signal=\"SIGHUP\"", "handed on signal=\"SIGTERM\"", "CMD ended code=3"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
+
+// === A stop of `run` ===
+
+#[test]
+fn a_rewritten_term_is_a_stop_still_and_a_second_one_is_not_handed_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = "trap 'echo int' INT; trap 'echo term' TERM; trap 'echo hup' HUP; echo ready
+        until [ -e go ]; do sleep 0.01; done; exit 7";
+    // `sh -c` is refused.
+    fs::write(folder.path().join("agent"), script).expect("written");
+    let mut run = Run::start_with(&[CONVENE, "run", "--rewrite=TERM:INT", "--", "sh", "agent"], |run| {
+        settled(run, &folder).current_dir(folder.path()).stderr(Stdio::null());
+    });
+    assert_eq!(run.line(), "ready");
+    kill(run.pid(), Signal::SIGTERM).expect("convene lives");
+    assert_eq!(run.line(), "int");
+    kill(run.pid(), Signal::SIGTERM).expect("convene lives");
+    until("the second TERM is read", || pending(run.pid()) & bit(Signal::SIGTERM) == 0);
+    kill(run.pid(), Signal::SIGHUP).expect("convene lives");
+    assert_eq!(run.line(), "hup");
+    fs::write(folder.path().join("go"), "").expect("written");
+    let (status, rest) = run.end();
+    assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
+}
+
+// === Between fork and exec ===
+
+/// Starts CMD, and calls `meanwhile` with convene and its child when the child is there and has not become CMD yet.
+fn between_fork_and_exec(command: &[&str], meanwhile: impl FnOnce(Pid, Pid)) -> Run {
+    use nix::sys::ptrace::{self, Event, Options};
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let run = Run::start(&words(&[&sh("kill -STOP $$; exec \"$@\""), &["sh"], &PLAIN, command]));
+    let convene = run.pid();
+    while !matches!(waitpid(convene, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(_, Signal::SIGSTOP))) {}
+    ptrace::seize(convene, Options::PTRACE_O_TRACEVFORK).expect("it can be traced");
+    kill(convene, Signal::SIGCONT).expect("it lives");
+    loop {
+        match waitpid(convene, Some(WaitPidFlag::__WALL)).expect("it lives") {
+            WaitStatus::PtraceEvent(_, _, event) if event == Event::PTRACE_EVENT_VFORK as i32 => break,
+            WaitStatus::Stopped(_, signal) if signal != Signal::SIGTRAP => {
+                ptrace::cont(convene, signal).expect("it lives")
+            }
+            _ => ptrace::cont(convene, None).expect("it lives"),
+        }
+    }
+    let child = Pid::from_raw(ptrace::getevent(convene).expect("it is stopped").try_into().expect("a pid"));
+    waitpid(child, Some(WaitPidFlag::__WALL)).expect("it is traced as well");
+    meanwhile(convene, child);
+    ptrace::detach(child, None).expect("it is stopped");
+    ptrace::detach(convene, None).expect("it is stopped");
+    run
+}
+
+#[test]
+fn a_term_between_fork_and_exec_ends_the_command() {
+    type Meanwhile = fn(Pid, Pid);
+    let meanwhiles: [Meanwhile; 3] = [
+        |convene, _| kill(convene, Signal::SIGTERM).expect("it lives"),
+        |_, child| kill(child, Signal::SIGTERM).expect("it lives"),
+        |convene, child| [convene, child].into_iter().for_each(|pid| kill(pid, Signal::SIGTERM).expect("it lives")),
+    ];
+    for meanwhile in meanwhiles {
+        let run = between_fork_and_exec(&["sleep", "1000"], |convene, child| {
+            let exe = |pid: Pid| fs::read_link(format!("/proc/{pid}/exe")).expect("it lives");
+            assert_eq!(exe(child), exe(convene), "the child is not CMD yet");
+            meanwhile(convene, child);
+        });
+        assert_eq!(run.code(), Some(143));
+    }
+}
+
+// === A terminal ===
+
+/// Runs a shell's words on a terminal of their own: gives what they wrote, or none where there is no `script`. What is to be
+/// typed comes when `after` was read.
+fn on_a_terminal(test: &str, command: &str, typed: Option<(&str, &str)>) -> Option<String> {
+    use std::io::Write;
+    if !support::skip::needs_program(test, "script") {
+        return None;
+    }
+    let mut run = Run::start_with(&["script", "-qec", command, "/dev/null"], |run| {
+        run.stdin(Stdio::piped()).env("SHELL", "/bin/sh");
+    });
+    // Held until the end: its end would be typed too.
+    let mut keyboard = run.child.stdin.take().expect("it is piped");
+    let mut written = String::new();
+    if let Some((after, keys)) = typed {
+        while run.line() != after {
+            assert!(!run.hung.load(Relaxed), "{after} did not come");
+        }
+        keyboard.write_all(keys.as_bytes()).expect("it reads");
+    }
+    run.stdout.read_to_string(&mut written).expect("stdout is text");
+    run.end();
+    Some(written.replace('\r', ""))
+}
+
+#[test]
+fn a_shell_gets_the_terminal_back_when_the_command_is_suspended_and_fg_goes_on() {
+    let test = "a_shell_gets_the_terminal_back_when_the_command_is_suspended_and_fg_goes_on";
+    // TSTP to its group, of which there are two, is what the terminal sends for ctrl-Z. Then it waits for the foreground: field 8
+    // is the terminal's foreground group, field 5 the own group.
+    let stops = "sh -c '(kill -TSTP 0
+        until set -- $(cut -d\" \" -f5,8 /proc/$$/stat) && [ $1 = $2 ]; do sleep 0.01; done; echo on); true'";
+    for convene in [format!("{CONVENE} run --plain --"), format!("{CONVENE} run --plain -- {CONVENE} run --plain --")] {
+        let job = format!("set -m; {convene} {stops}; echo suspended; stty sane; fg >/dev/null; echo end $?");
+        let Some(written) = on_a_terminal(test, &job, None) else { return };
+        let lines: Vec<&str> = written.lines().filter(|line| ["suspended", "on", "end 0"].contains(line)).collect();
+        assert_eq!(lines, ["suspended", "on", "end 0"], "{written}");
+    }
+}
+
+#[test]
+fn where_no_shell_would_continue_it_a_suspended_command_goes_on() {
+    let test = "where_no_shell_would_continue_it_a_suspended_command_goes_on";
+    for way in both_ways(test) {
+        let command = format!("exec {} sh -c '(kill -TSTP 0; stty sane; echo on); true'", way.join(" "));
+        let Some(written) = on_a_terminal(test, &command, None) else { return };
+        assert_eq!(written, "on\n", "{way:?}");
+    }
+}
+
+#[test]
+fn the_command_can_read_from_the_terminal_also_behind_a_second_convene() {
+    let test = "the_command_can_read_from_the_terminal_also_behind_a_second_convene";
+    for times in 1..=2 {
+        let convene = format!("{CONVENE} run --plain -- ").repeat(times);
+        let command = format!("stty -echo; {convene} sh -c 'echo ready; read -r line; echo read $line'; stty echo");
+        let Some(written) = on_a_terminal(test, &command, Some(("ready", "typed\n"))) else { return };
+        assert_eq!(written, "read typed\n");
+    }
+}
+
+#[test]
+fn a_session_of_its_own_has_no_terminal_and_gets_ctrl_c_by_us() {
+    let test = "a_session_of_its_own_has_no_terminal_and_gets_ctrl_c_by_us";
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("command");
+    // Field 7 is the controlling terminal.
+    let script = "trap 'echo int; exit 5' INT
+        [ $(cut -d' ' -f7 /proc/$$/stat) = 0 ] && echo ready; while :; do sleep 0.01; done";
+    fs::write(&path, script).expect("written");
+    let command =
+        format!("trap : INT; stty -echo; {CONVENE} run --plain --session -- sh {}; echo end $?", path.display());
+    let Some(written) = on_a_terminal(test, &command, Some(("ready", "\x03"))) else { return };
+    assert_eq!(written.lines().last(), Some("end 5"), "{written}");
+    assert!(written.contains("int\n"), "{written}");
 }

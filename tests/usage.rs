@@ -49,6 +49,7 @@ fn a_wrong_value_is_64_and_names_flag_value_and_what_is_allowed() {
         (["--nameserver=ns1.example"], ["--nameserver: \"ns1.example\"", "ADDR:PORT"]),
         (["--cluster-domain=a b"], ["--cluster-domain: \"a b\"", "no spaces"]),
         (["--peer-http-port=0"], ["--peer-http-port: \"0\"", "from 1 to 65535"]),
+        (["--peer-tls=maybe"], ["--peer-tls: \"maybe\"", "true, false"]),
         (["--server-port=70000"], ["--server-port: \"70000\"", "from 1 to 65535"]),
         (["--wait=soon"], ["--wait: \"soon\"", "a duration with its unit"]),
         (["--create-data-dir=maybe"], ["--create-data-dir: \"maybe\"", "true, false"]),
@@ -91,11 +92,12 @@ fn a_misspelt_flag_or_command_is_64_with_the_nearest_right_spelling() {
         .ends(64, &["--advertise: \"0.0.0.0\"", "that others can reach"]);
     init(&["--role=server"]).run().ends(64, &["--role", "multiple times"]);
     Convene::new(["innit"]).run().ends(64, &["innit", "init"]);
-    Convene::new([""; 0]).run().ends(64, &["init, run, watch, leave, check, discover, install"]);
+    Convene::new([""; 0]).run().ends(64, &["init, run, watch, leave, check, discover, reap, doctor, recover, install"]);
     Convene::new(["check", "redy"]).run().ends(64, &["\"redy\"", "did you mean \"ready\"?"]);
     Convene::new(["discover", "--discover=static:127.0.0.9", "--format=jsn"])
         .run()
         .ends(64, &["did you mean \"json\"?"]);
+    Convene::new(["doctor", "--output=jsn"]).run().ends(64, &["--output: \"jsn\"", "did you mean \"json\"?"]);
     Convene::new(["leave", "--leave=allways"]).run().ends(64, &["--leave: \"allways\"", "did you mean \"always\"?"]);
     Convene::new(["leave", "--grace-period=1s"]).run().ends(64, &["--grace-period: \"1s\"", "from 5.0 s"]);
 }
@@ -180,6 +182,35 @@ fn cmd_that_contradicts_the_decision_is_64_with_flag_and_mend() {
         .run()
         .ends(64, &["--expect is 5 but CMD's -bootstrap-expect is 3"]);
     Convene::new(["run", "--plain", "--exec", "--", "true"]).run().ends(64, &["--plain and --exec contradict"]);
+}
+
+#[test]
+fn a_wrong_wish_for_the_supervision_is_64_with_what_is_allowed() {
+    let plain = |flag: &str| Convene::new(["run", "--plain", flag, "--", "true"]).run();
+    for (flag, parts) in [
+        ("--rewrite=15", ["--rewrite: \"15\"", "FROM:TO, each a signal by number (1 to 31) or name (TERM)"]),
+        ("--rewrite=TERM:ITN", ["--rewrite: \"TERM:ITN\"", "TO may be 0"]),
+        ("--rewrite=KILL:TERM", ["--rewrite: \"KILL:TERM\"", "FROM not be KILL, STOP or CHLD"]),
+        ("--rewrite=15:2,15:3", ["--rewrite rewrites SIGTERM twice", "give it once"]),
+        ("--success=256", ["--success: \"256\"", "a whole number from 0 to 255"]),
+        ("--parent-death=soon", ["--parent-death: \"soon\"", "a signal by number (1 to 31) or name (TERM)"]),
+        ("--group=maybe", ["--group: \"maybe\"", "true, false"]),
+        ("--session=yes", ["--session: \"yes\"", "true, false"]),
+    ] {
+        plain(flag).ends(64, &parts);
+    }
+    for flag in ["--group", "--session", "--rewrite=15:2", "--success=143"] {
+        let both = format!("{} and --exec contradict each other", flag.split('=').next().unwrap());
+        let run = Convene::new(["run", "--exec", flag, "--", "true"]).run();
+        run.ends(64, &[&both, "nobody is left to do it; give one"]);
+    }
+    Convene::new(["run", "--exec", "--", "true"])
+        .env("CONVENE_REWRITE", "15:2")
+        .run()
+        .ends(64, &["CONVENE_REWRITE and --exec contradict"]);
+    Convene::new(["run", "--rewrite=TERM:0", "--", "consul", "agent"])
+        .run()
+        .ends(64, &["--rewrite drops TERM", "never be told to end", "--plain"]);
 }
 
 #[test]

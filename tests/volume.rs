@@ -6,17 +6,15 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use nix::sys::ptrace;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use convene::record::Volume;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use support::program::{Convene, Ended};
 use support::skip::{needs_root, needs_unshare};
+use support::traced::killed_when;
 use tempfile::TempDir;
 
 const NODE_ID: &str = "6b1d3a52-9c0e-4f57-8a34-2f0f6f1d9c11";
@@ -82,7 +80,14 @@ fn the_same_world_gives_the_same_bytes_on_a_second_run() {
     let first = content(data.path());
     assert_eq!(
         first.keys().collect::<Vec<_>>(),
-        ["convene/agent.json", "convene/agent.lock", "convene/record.json", "convene/waiting.lock", "node-id"]
+        [
+            "convene/agent.json",
+            "convene/agent.lock",
+            "convene/record.json",
+            "convene/record.lock",
+            "convene/waiting.lock",
+            "node-id"
+        ]
     );
     assert!(first.values().all(|(_, mode)| *mode == 0o600), "{first:?}");
     init(data.path()).ends(0, &[]);
@@ -219,6 +224,38 @@ fn a_rendered_file_without_a_folder_goes_to_where_convene_was_called() {
 }
 
 #[test]
+fn several_that_change_the_record_at_once_lose_nothing() {
+    let data = folder();
+    init(data.path()).ends(0, &[]);
+    let volume = Volume::open(data.path(), false).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let volume = &volume;
+            scope.spawn(move || {
+                for change in 0..20 {
+                    let address = IpAddr::from([10, 0, writer, change]);
+                    volume.change_record(|record| record.servers.push(address)).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(volume.read().unwrap().record.unwrap().servers.len(), 80);
+}
+
+#[test]
+fn what_changes_nothing_in_the_record_needs_no_volume_that_can_be_written() {
+    let data = folder();
+    init(data.path()).ends(0, &[]);
+    let volume = Volume::open(data.path(), false).unwrap();
+    // A folder in its place stops root too.
+    fs::remove_file(data.path().join("convene/record.lock")).unwrap();
+    fs::create_dir(data.path().join("convene/record.lock")).unwrap();
+    volume.change_record(|record| record.left = false).unwrap();
+    let refused = volume.change_record(|record| record.left = true).unwrap_err().to_string();
+    assert!(refused.contains("record.lock"), "{refused}");
+}
+
+#[test]
 fn what_a_newer_convene_of_the_same_version_wrote_is_kept() {
     let data = folder();
     init(data.path()).ends(0, &[]);
@@ -258,6 +295,7 @@ fn files_belong_to_whom_the_data_folder_belongs() {
         "convene/record.json",
         "convene/agent.json",
         "convene/agent.lock",
+        "convene/record.lock",
         "convene/waiting.lock",
     ] {
         let meta = fs::metadata(data.path().join(file)).unwrap();
@@ -320,7 +358,11 @@ fn killed_between_any_two_system_calls_it_never_loses_a_node_id() {
     let mut killed = 0;
     loop {
         let data = folder();
-        let ended = killed_at(data.path(), killed);
+        let mut made = 0;
+        let ended = killed_when(Convene::new(words(data.path())), |moment| {
+            made += usize::from(moment.begins());
+            moment.begins() && made > killed
+        });
         // Whatever is there is whole.
         let id = fs::read_to_string(data.path().join("node-id")).ok();
         assert!(id.as_ref().is_none_or(|id| id.len() == 36), "call {killed}: node-id is {id:?}");
@@ -345,70 +387,11 @@ fn killed_between_any_two_system_calls_it_never_loses_a_node_id() {
         if let Some(id) = id {
             assert_eq!(node_id(data.path()), id, "call {killed}");
         }
-        assert_eq!(content(data.path()).keys().filter(|name| !name.ends_with(".tmp")).count(), 5, "call {killed}");
+        assert_eq!(content(data.path()).keys().filter(|name| !name.ends_with(".tmp")).count(), 6, "call {killed}");
         if ended {
             break;
         }
         killed += 1;
     }
     assert!(killed > 50, "{killed} system calls cannot have been all");
-}
-
-/// Runs `init` under trace and kills it when it makes its system call number `call`, counted from its exec; whether it came to
-/// its end before.
-fn killed_at(data: &Path, call: usize) -> bool {
-    let pid = stopped(data);
-    let mut made = 0;
-    let mut entering = true;
-    loop {
-        match waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap() {
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return true,
-            WaitStatus::PtraceSyscall(_) => {
-                if entering && made == call {
-                    kill(pid, Signal::SIGKILL).unwrap();
-                    waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
-                    return false;
-                }
-                made += usize::from(entering);
-                entering = !entering;
-                ptrace::syscall(pid, None).unwrap();
-            }
-            WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP && signal != Signal::SIGTRAP => {
-                ptrace::syscall(pid, Some(signal)).unwrap()
-            }
-            _ => ptrace::syscall(pid, None).unwrap(),
-        }
-    }
-}
-
-/// `init`, traced and stopped right after its exec. Whoever traces it waits for it by its number.
-#[expect(clippy::zombie_processes, reason = "waitpid takes its end")]
-fn stopped(data: &Path) -> Pid {
-    let mut command = Command::new("sh");
-    command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_convene")]).args(words(data));
-    command
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    let pid = Pid::from_raw(child.id().try_into().unwrap());
-    while !matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap(), WaitStatus::Stopped(_, Signal::SIGSTOP)) {}
-    ptrace::seize(
-        pid,
-        ptrace::Options::PTRACE_O_TRACESYSGOOD
-            | ptrace::Options::PTRACE_O_TRACEEXEC
-            | ptrace::Options::PTRACE_O_EXITKILL,
-    )
-    .unwrap();
-    kill(pid, Signal::SIGCONT).unwrap();
-    loop {
-        match waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap() {
-            WaitStatus::PtraceEvent(_, _, event) if event == ptrace::Event::PTRACE_EVENT_EXEC as i32 => break,
-            _ => ptrace::cont(pid, None).unwrap(),
-        }
-    }
-    ptrace::syscall(pid, None).unwrap();
-    pid
 }

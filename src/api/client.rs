@@ -15,14 +15,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Resolves a name in `CONSUL_HTTP_ADDR` by our own resolver, at each request.
-struct Names;
+#[derive(Default)]
+struct Names {
+    /// The name that is looked up, where the one that is asked for is only that of a certificate.
+    host: Option<String>,
+}
 
 impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
+        let name = self.host.clone().unwrap_or_else(|| name.as_str().to_owned());
         Box::pin(async move {
-            let found = Dns::of_system().addresses(name.as_str()).await?;
+            let found = Dns::of_system().addresses(&name).await?;
             if found.is_empty() {
-                return Err(format!("the name {} has no address", name.as_str()).into());
+                return Err(format!("the name {name} has no address").into());
             }
             // The port is the URL's.
             let addresses: Addrs = Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0)));
@@ -38,7 +43,7 @@ pub(super) fn client(tls: &Tls, over_tls: bool) -> Result<reqwest::ClientBuilder
         .redirect(redirect::Policy::none())
         .no_proxy()
         .pool_max_idle_per_host(0)
-        .dns_resolver(Arc::new(Names));
+        .dns_resolver(Arc::new(Names::default()));
     // Without roots of its own reqwest asks the platform for them, which fails in an empty image, even for http.
     let mut roots = Vec::new();
     if over_tls {
@@ -67,6 +72,11 @@ pub(super) fn client(tls: &Tls, over_tls: bool) -> Result<reqwest::ClientBuilder
         }
     }
     Ok(builder.tls_certs_only(roots))
+}
+
+/// The client for the agent behind a name that its certificate does not have: whatever is asked for is looked for there.
+pub(super) fn client_at(tls: &Tls, host: &str) -> Result<reqwest::ClientBuilder, ApiError> {
+    Ok(client(tls, true)?.dns_resolver(Arc::new(Names { host: Some(host.to_owned()) })))
 }
 
 /// The client for plain HTTP: one for all agents, since each that is built costs memory (it prepares TLS all the same).
@@ -128,5 +138,9 @@ pub(super) fn failed(url: &str, waited: Duration, error: &reqwest::Error) -> Api
 
 pub(super) fn beginning(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..200).unwrap_or(body)).into_owned();
-    text.lines().next().unwrap_or_default().trim().to_owned()
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    // Consul begins a list of errors with their number.
+    let error = lines.next().filter(|_| first.ends_with("occurred:"));
+    error.map_or(first, |error| error.trim_start_matches("* ")).to_owned()
 }

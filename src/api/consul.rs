@@ -1,14 +1,19 @@
 //! The only HTTP: what convene asks Consul's agents.
 //!
 //! Takes an endpoint, gives typed answers. Every call has a deadline, follows no redirect and reads at most 1 MiB. A token
-//! goes to the own agent, and to another server only over verified TLS. Fails with [`ApiError`], which tells a refused
+//! goes to the own agent, and to another server only over verified TLS, and nowhere with what is told to everybody. Fails with [`ApiError`], which tells a refused
 //! connection from silence, and both from an answer that is none of Consul's.
 
-use super::client::{beginning, built, client, failed, plain_client, token_header};
+mod catalog;
+mod rights;
+
+use super::client::{beginning, built, client, client_at, failed, plain_client, token_header};
 use crate::settings::http::{Endpoint, Http, Secret, Token};
 use crate::settings::{Local, MAX_SERVERS};
+use catalog::escaped;
+pub use catalog::{CatalogNode, K8S_NODE};
 use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +21,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// The most that is read of any answer, in bytes: a cluster's peers are a few hundred.
+/// The most that is read of an answer, in bytes: a cluster's peers are a few hundred.
 pub const MAX_ANSWER: usize = 1 << 20;
+/// What lies below needs no ACL: Consul 1.22.6 answers it with no token, an unknown one, and any other.
+const OPEN: &str = "/v1/status/";
 /// How long an agent may take for an answer that it has in memory.
 pub const QUICK: Duration = Duration::from_secs(2);
 
@@ -64,11 +71,13 @@ pub enum ApiError {
         /// Where to.
         to: String,
     },
-    /// More than [`MAX_ANSWER`].
-    #[error("{url} answered more than 1 MiB, which no Consul agent does")]
+    /// More than [`MAX_ANSWER`], or than a list of many nodes may have.
+    #[error("{url} answered more than {} MiB, which no Consul agent does", .most >> 20)]
     TooLarge {
         /// What was asked.
         url: String,
+        /// How much would have been read, in bytes.
+        most: usize,
     },
     /// Not what Consul answers.
     #[error("{url} answered something that is not Consul's ({reason}): {begins:?}")]
@@ -95,6 +104,24 @@ pub enum ApiError {
         reason: String,
     },
 }
+
+/// Why Consul does not join a server that is another cluster's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// Only one of both encrypts its gossip, or they have no key in common.
+    GossipKey,
+    /// It is of another datacenter.
+    Datacenter,
+}
+
+/// How Consul 1.22.6 says so, after "Failed to join": the first three are memberlist's (net.go), the last one is Consul's own
+/// (agent/consul/merge.go).
+const FOREIGN: &[(&str, Foreign)] = &[
+    ("No installed keys could decrypt the message", Foreign::GossipKey),
+    ("Encryption is configured but remote state is not encrypted", Foreign::GossipKey),
+    ("Remote state is encrypted and encryption is not configured", Foreign::GossipKey),
+    ("part of wrong datacenter", Foreign::Datacenter),
+];
 
 /// One agent.
 #[derive(Debug, Clone)]
@@ -135,6 +162,30 @@ pub struct RaftServer {
     pub leader: bool,
     /// Whether it votes.
     pub voter: bool,
+}
+
+/// A server as `/v1/operator/autopilot/state` lists it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PilotedServer {
+    /// The node ID.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// The last entry of its log, as the leader heard of it some seconds ago.
+    pub last_index: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AutopilotState {
+    servers: std::collections::BTreeMap<String, PilotedServer>,
+}
+
+/// The part of `/v1/connect/ca/roots` that convene reads.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Roots {
+    trust_domain: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -178,6 +229,18 @@ pub struct AgentConfig {
     pub server: bool,
 }
 
+// === impl Foreign ===
+
+impl Foreign {
+    /// What differs, and what to do.
+    pub fn differs(self) -> &'static str {
+        match self {
+            Self::GossipKey => "its gossip key differs from this agent's: give both the same encrypt key",
+            Self::Datacenter => "its datacenter differs from this agent's: give both the same datacenter",
+        }
+    }
+}
+
 // === impl ApiError ===
 
 impl ApiError {
@@ -186,9 +249,33 @@ impl ApiError {
         matches!(self, Self::Status { status: 401 | 403, .. })
     }
 
+    /// It may answer soon, unlike one that says that it will not.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Status { status, said, .. } => *status >= 500 && !said.contains("Connect must be enabled"),
+            _ => true,
+        }
+    }
+
+    /// Consul refuses to join a server, as another cluster's.
+    pub fn foreign(&self) -> Option<Foreign> {
+        let Self::Status { said, .. } = self else { return None };
+        FOREIGN.iter().find(|(part, _)| said.contains(part)).map(|(_, foreign)| *foreign)
+    }
+
     /// Consul does not know the token, and refuses what it would answer to nobody in particular (1.22.6: 403 "ACL not found").
     pub fn is_unknown_token(&self) -> bool {
         matches!(self, Self::Status { status: 403, said, .. } if said.contains("ACL not found"))
+    }
+
+    /// The agent has no ACLs that it could ask (1.22.6: 401 "ACL support disabled").
+    pub fn has_no_acls(&self) -> bool {
+        matches!(self, Self::Status { status: 401, said, .. } if said.contains("ACL support disabled"))
+    }
+
+    /// Gossip has no such node (1.22.6: 500 "agent: No node found with name 'x'").
+    pub fn is_unknown_node(&self) -> bool {
+        matches!(self, Self::Status { status: 500, said, .. } if said.contains("No node found with name"))
     }
 }
 
@@ -198,6 +285,11 @@ impl Member {
     /// Serf's status "alive".
     pub fn is_alive(&self) -> bool {
         self.status == 1
+    }
+
+    /// Serf's status "failed".
+    pub fn has_failed(&self) -> bool {
+        self.status == 4
     }
 
     /// Serf's status "left".
@@ -225,12 +317,13 @@ impl Agent {
             }
             Endpoint::Tcp { tls: true, host, port, prefix } => {
                 match (&http.tls.server_name, host.trim_matches(['[', ']']).parse::<IpAddr>()) {
-                    // The certificate's name stands in the URL, the address is given beside it.
+                    // The certificate's name stands in the URL, the address or the name to look up is given beside it.
                     (Some(name), Ok(ip)) => (
                         client(&http.tls, true)?.resolve(name, SocketAddr::new(ip, *port)),
                         format!("https://{name}:{port}{prefix}"),
                     ),
-                    _ => (client(&http.tls, true)?, format!("https://{host}:{port}{prefix}")),
+                    (Some(name), Err(_)) => (client_at(&http.tls, host)?, format!("https://{name}:{port}{prefix}")),
+                    (None, _) => (client(&http.tls, true)?, format!("https://{host}:{port}{prefix}")),
                 }
             }
             plain => {
@@ -251,7 +344,7 @@ impl Agent {
     /// # Errors
     /// [`ApiError`].
     pub async fn leader(&self) -> Result<Option<SocketAddr>, ApiError> {
-        let leader: String = self.get("/v1/status/leader").await?;
+        let leader: String = self.get("/v1/status/leader", QUICK).await?;
         if leader.is_empty() { Ok(None) } else { self.server_address(&leader).map(Some) }
     }
 
@@ -261,7 +354,7 @@ impl Agent {
     /// # Errors
     /// [`ApiError`].
     pub async fn peers(&self) -> Result<Vec<SocketAddr>, ApiError> {
-        let peers: Vec<String> = self.get("/v1/status/peers").await?;
+        let peers: Vec<String> = self.get("/v1/status/peers", QUICK).await?;
         if peers.len() > MAX_SERVERS as usize {
             return Err(self.no_servers(&format!("{} raft peers", peers.len())));
         }
@@ -282,15 +375,62 @@ impl Agent {
         }
     }
 
+    /// The agent's own datacenter: the first of `/v1/catalog/datacenters`. Needs no ACL and no leader.
+    ///
+    /// They are sorted by distance, and Consul takes the distance to its own one for zero (agent/router/router.go,
+    /// `GetDatacentersByDistance`). Tried on 1.22.6: four datacenters joined over the WAN, each names itself first, from its
+    /// first second on; also before any leader, without a WAN pool, and with `default_policy = "deny"`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn datacenter(&self) -> Result<String, ApiError> {
+        let path = "/v1/catalog/datacenters";
+        let known: Vec<String> = self.get(path, QUICK).await?;
+        known.into_iter().next().ok_or_else(|| ApiError::Strange {
+            url: format!("{}{path}", self.base),
+            reason: "its own datacenter was expected".to_owned(),
+            begins: "[]".to_owned(),
+        })
+    }
+
+    /// The cluster's ID: the trust domain of its certificate authority, a UUID that the first leader makes and that stays.
+    /// Needs no ACL.
+    ///
+    /// Tried on 1.22.6: every server of a cluster tells the same one some milliseconds after it knows a leader, followers and
+    /// `default_policy = "deny"` included, and still when the leader is lost. Until then it answers 500, "CA has not finished
+    /// initializing"; a server that has known no leader since its start is silent; with `connect { enabled = false }` it answers
+    /// 500, "Connect must be enabled". A secondary datacenter has its primary's.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn cluster(&self) -> Result<String, ApiError> {
+        let roots: Roots = self.get("/v1/connect/ca/roots?stale", QUICK).await?;
+        Ok(roots.trust_domain)
+    }
+
     /// The servers in `/v1/agent/members`: empty without `node:read`. Filtered by the agent, because thousands of clients
     /// would make a long answer.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn servers(&self) -> Result<Vec<Member>, ApiError> {
-        let mut members: Vec<Member> = self.get("/v1/agent/members?filter=Tags.role%20%3D%3D%20consul").await?;
+        let mut members: Vec<Member> = self.get("/v1/agent/members?filter=Tags.role%20%3D%3D%20consul", QUICK).await?;
         members.retain(Member::is_server);
         Ok(members)
+    }
+
+    /// One member by its name; `None` when there is none, or without `node:read`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn member(&self, name: &str) -> Result<Option<Member>, ApiError> {
+        // A filter's strings have no escapes, and no name of Consul's needs one.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if !name.chars().all(plain) {
+            return Ok(None);
+        }
+        let path = format!("/v1/agent/members?filter={}", escaped(&format!("Name == \"{name}\"")));
+        Ok(self.get::<Vec<Member>>(&path, QUICK).await?.pop())
     }
 
     /// `/v1/agent/self`: needs `agent:read`.
@@ -298,7 +438,16 @@ impl Agent {
     /// # Errors
     /// [`ApiError`].
     pub async fn describe(&self) -> Result<AgentSelf, ApiError> {
-        self.get("/v1/agent/self").await
+        self.describe_within(QUICK).await
+    }
+
+    /// The same for who is in no hurry: without a leader it waits behind the agent's own tries to register itself, each of which lasts
+    /// for 7 s (1.22.6, anti-entropy holds the lock of the local state; silent for more than 8 s, seen).
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn describe_within(&self, within: Duration) -> Result<AgentSelf, ApiError> {
+        self.get("/v1/agent/self", within).await
     }
 
     /// `/v1/operator/raft/configuration`, the leader's view: needs `operator:read`.
@@ -306,8 +455,70 @@ impl Agent {
     /// # Errors
     /// [`ApiError`].
     pub async fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError> {
-        let configuration: RaftConfiguration = self.get("/v1/operator/raft/configuration").await?;
+        let configuration: RaftConfiguration = self.get("/v1/operator/raft/configuration", QUICK).await?;
         Ok(configuration.servers)
+    }
+
+    /// The servers in a raft configuration, as the agent answers it.
+    ///
+    /// # Errors
+    /// What serde_json says of another answer.
+    pub fn raft_servers(answer: &[u8]) -> Result<Vec<RaftServer>, serde_json::Error> {
+        serde_json::from_slice(answer).map(|configuration: RaftConfiguration| configuration.servers)
+    }
+
+    /// The same configuration as this server has it, without a leader too, as it was told: needs `operator:read`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn own_raft_configuration(&self) -> Result<Vec<u8>, ApiError> {
+        self.ask(Method::GET, "/v1/operator/raft/configuration?stale", QUICK).await
+    }
+
+    /// `/v1/snapshot?stale`: all state as this server has it, for `consul snapshot restore`, handed on piece by piece; gives its
+    /// bytes. Needs `acl:write`, and no leader (1.22.6).
+    ///
+    /// # Errors
+    /// [`ApiError`]; [`ApiError::Broken`] also where a piece could not be kept.
+    pub async fn snapshot(
+        &self,
+        within: Duration,
+        mut keep: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<u64, ApiError> {
+        let (mut response, _) = self.open(Method::GET, "/v1/snapshot?stale", Vec::new(), within).await?;
+        let url = format!("{}/v1/snapshot?stale", self.base);
+        let status = response.status();
+        let (mut said, mut bytes) = (Vec::new(), 0_u64);
+        while let Some(chunk) = response.chunk().await.map_err(|error| failed(&url, within, &error))? {
+            bytes += chunk.len() as u64;
+            if status == StatusCode::OK {
+                keep(&chunk).map_err(|error| ApiError::Broken { url: url.clone(), reason: error.to_string() })?;
+            } else if said.len() < 1000 {
+                said.extend_from_slice(&chunk);
+            }
+        }
+        if status != StatusCode::OK {
+            return Err(ApiError::Status { url, status: status.as_u16(), said: beginning(&said) });
+        }
+        Ok(bytes)
+    }
+
+    /// `/v1/operator/autopilot/state`, the leader's view: needs `operator:read`. Since Consul 1.9.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn piloted(&self) -> Result<Vec<PilotedServer>, ApiError> {
+        let state: AutopilotState = self.get("/v1/operator/autopilot/state", QUICK).await?;
+        Ok(state.servers.into_values().collect())
+    }
+
+    /// `POST /v1/operator/raft/transfer-leader?id=<node ID>`: makes that server the leader; answers when it was told to stand. Any
+    /// server passes it on to the leader, so only the leader may ask for it. Needs `operator:write`. Since Consul 1.15.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn transfer_leader(&self, id: &str) -> Result<(), ApiError> {
+        self.ask(Method::POST, &format!("/v1/operator/raft/transfer-leader?id={id}"), QUICK).await.map(drop)
     }
 
     /// How well the agent is in touch with its leader: the headers of a stale read, which a server answers by itself.
@@ -322,7 +533,7 @@ impl Agent {
     /// [`ApiError`].
     pub async fn contact(&self) -> Result<Contact, ApiError> {
         let path = "/v1/session/info/00000000-0000-0000-0000-000000000000?stale";
-        let (headers, _) = self.answer(Method::GET, path, QUICK).await?;
+        let (headers, _) = self.answer(Method::GET, path, QUICK, MAX_ANSWER).await?;
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let (known, last) = (header("x-consul-knownleader"), header("x-consul-lastcontact"));
         match (known.parse(), last.parse()) {
@@ -344,13 +555,23 @@ impl Agent {
         self.ask(Method::PUT, &format!("/v1/agent/join/{address}"), Duration::from_secs(12)).await.map(drop)
     }
 
-    /// `PUT /v1/agent/force-leave/<name>`: takes a server that is gone out of the cluster, for good, which a removal from raft alone
-    /// would not while gossip still knows it. Needs `operator:write`.
+    /// `PUT /v1/agent/force-leave/<name>`: takes an agent that is gone out of the cluster, for good; of a server a removal from raft
+    /// alone would not while gossip still knows it. The leader takes it out of the catalog. One that is alive refutes it and loses
+    /// nothing; with `?prune` it is thrown out, and was not back after 40 s (1.22.6). Needs `operator:write`, and nothing else.
     ///
     /// # Errors
     /// [`ApiError`].
     pub async fn force_leave(&self, node: &str) -> Result<(), ApiError> {
-        self.ask(Method::PUT, &format!("/v1/agent/force-leave/{node}"), QUICK).await.map(drop)
+        self.ask(Method::PUT, &format!("/v1/agent/force-leave/{}", escaped(node)), QUICK).await.map(drop)
+    }
+
+    /// `DELETE /v1/operator/raft/peer?address=<address>`: takes a server out of the raft configuration. One that gossip still knows
+    /// would come back. Needs `operator:write`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn remove_peer(&self, address: SocketAddr) -> Result<(), ApiError> {
+        self.ask(Method::DELETE, &format!("/v1/operator/raft/peer?address={address}"), QUICK).await.map(drop)
     }
 
     /// `PUT /v1/agent/leave`: answers when the agent has left; needs `agent:write`.
@@ -361,8 +582,13 @@ impl Agent {
         self.ask(Method::PUT, "/v1/agent/leave", within).await.map(drop)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let body = self.ask(Method::GET, path, QUICK).await?;
+    async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Result<T, ApiError> {
+        self.get_of(path, within, MAX_ANSWER).await
+    }
+
+    /// The same for an answer of at most so many bytes.
+    async fn get_of<T: DeserializeOwned>(&self, path: &str, within: Duration, most: usize) -> Result<T, ApiError> {
+        let (_, body) = self.answer(Method::GET, path, within, most).await?;
         serde_json::from_slice(&body).map_err(|error| ApiError::Strange {
             url: format!("{}{path}", self.base),
             reason: error.to_string(),
@@ -371,31 +597,35 @@ impl Agent {
     }
 
     async fn ask(&self, method: Method, path: &str, within: Duration) -> Result<Vec<u8>, ApiError> {
-        self.answer(method, path, within).await.map(|(_, body)| body)
+        self.answer(method, path, within, MAX_ANSWER).await.map(|(_, body)| body)
     }
 
-    async fn answer(&self, method: Method, path: &str, within: Duration) -> Result<(HeaderMap, Vec<u8>), ApiError> {
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        within: Duration,
+        most: usize,
+    ) -> Result<(HeaderMap, Vec<u8>), ApiError> {
+        self.answer_to(method, path, Vec::new(), within, most).await
+    }
+
+    /// The same to a question that has a body, which may be empty.
+    async fn answer_to(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        within: Duration,
+        most: usize,
+    ) -> Result<(HeaderMap, Vec<u8>), ApiError> {
         let url = format!("{}{path}", self.base);
-        let mut request = self.client.request(method, &url).timeout(within);
-        if let Some(token) = &self.token {
-            request = request.header("X-Consul-Token", token_header(token)?);
-        }
-        if let Some(basic) = &self.basic {
-            let (user, password) = basic.reveal().split_once(':').unwrap_or((basic.reveal(), ""));
-            request = request.basic_auth(user, Some(password));
-        }
-        let failed = |error: reqwest::Error| failed(&url, within, &error);
-        let mut response = request.send().await.map_err(failed)?;
+        let (mut response, headers) = self.open(method, path, body, within).await?;
         let status = response.status();
-        let headers = std::mem::take(response.headers_mut());
-        if status.is_redirection() {
-            let to = headers.get("location").and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
-            return Err(ApiError::Redirect { url: url.clone(), to: to.chars().take(200).collect() });
-        }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(ApiError::TooLarge { url });
+        while let Some(chunk) = response.chunk().await.map_err(|error| failed(&url, within, &error))? {
+            if body.len() + chunk.len() > most {
+                return Err(ApiError::TooLarge { url, most });
             }
             body.extend_from_slice(&chunk);
         }
@@ -403,6 +633,37 @@ impl Agent {
             return Err(ApiError::Status { url, status: status.as_u16(), said: beginning(&body) });
         }
         Ok((headers, body))
+    }
+
+    /// The answer before its body, which is still to be read.
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        within: Duration,
+    ) -> Result<(Response, HeaderMap), ApiError> {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.client.request(method, &url).timeout(within);
+        if !body.is_empty() {
+            request = request.body(body);
+        }
+        // What is told to everybody must not depend on a token's file, nor on Consul's knowing the token.
+        let token = self.token.as_ref().filter(|_| !path.starts_with(OPEN));
+        if let Some(token) = token {
+            request = request.header("X-Consul-Token", token_header(token)?);
+        }
+        if let Some(basic) = &self.basic {
+            let (user, password) = basic.reveal().split_once(':').unwrap_or((basic.reveal(), ""));
+            request = request.basic_auth(user, Some(password));
+        }
+        let mut response = request.send().await.map_err(|error| failed(&url, within, &error))?;
+        let headers = std::mem::take(response.headers_mut());
+        if response.status().is_redirection() {
+            let to = headers.get("location").and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
+            return Err(ApiError::Redirect { url: url.clone(), to: to.chars().take(200).collect() });
+        }
+        Ok((response, headers))
     }
 }
 
@@ -437,7 +698,7 @@ impl Peers {
     /// [`ApiError::File`], [`ApiError::Tls`].
     pub fn at(&self, ip: IpAddr) -> Result<Agent, ApiError> {
         let address = SocketAddr::new(ip, self.port);
-        if !self.http.over_tls() {
+        if !self.http.peers_tls {
             return Ok(Agent {
                 client: self.plain.clone(),
                 base: format!("http://{address}"),

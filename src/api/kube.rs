@@ -6,8 +6,11 @@
 //! wait for it once a question. The token is read again when it rotates, and at once when it is refused.
 
 mod answers;
+mod nodes;
+pub mod raw;
 
 use crate::exit::{chain, innermost};
+pub use k8s_openapi::jiff::Timestamp;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
@@ -32,6 +35,13 @@ pub const MAX_PODS: u32 = 256;
 /// The annotation by which a Pod tells serf's port to go-discover.
 pub const JOIN_PORT: &str = "consul.hashicorp.com/auto-join-port";
 
+/// The annotation by which a person orders one Pod to leave at its stop, or not to: `always` or `never`.
+pub const LEAVE: &str = "convene.dev/leave";
+
+/// The annotation by which a person keeps a Pod's agent from starting: any value but `false`, which lets it start whatever else
+/// holds it.
+pub const HOLD: &str = "convene.dev/hold";
+
 /// How the API is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
@@ -52,8 +62,11 @@ pub enum KubeError {
     },
     /// It does not let us.
     #[error(
-        "the Kubernetes API answered {status}: this service account may not {verb} {resource} in namespace {namespace}; \
-         its Role needs the rule {{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}} (deploy/server/access.yaml has it)"
+        "the Kubernetes API answered {status}: this service account may not {verb} {resource}{}; \
+         its {} needs the rule {{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}} ({} has it)",
+        within(.namespace.as_deref()),
+        role(.namespace.as_deref()).0,
+        role(.namespace.as_deref()).1
     )]
     Denied {
         /// 403.
@@ -64,21 +77,22 @@ pub enum KubeError {
         resource: &'static str,
         /// The resource's API group; the core group has no name.
         group: &'static str,
-        /// Where.
-        namespace: String,
+        /// Where; `None`: it is of no namespace.
+        namespace: Option<String>,
     },
     /// It does not know us.
     #[error(
-        "the Kubernetes API answered 401: it does not accept this token, and so lets nobody {verb} {resource} in namespace {namespace}; \
-         the service account was deleted or made anew: delete the Pod, so that it gets a new token"
+        "the Kubernetes API answered 401: it does not accept this token, and so lets nobody {verb} {resource}{}; \
+         the service account was deleted or made anew: delete the Pod, so that it gets a new token",
+        within(.namespace.as_deref())
     )]
     Unknown {
         /// What was tried.
         verb: &'static str,
         /// On what.
         resource: &'static str,
-        /// Where.
-        namespace: String,
+        /// Where; `None`: it is of no namespace.
+        namespace: Option<String>,
     },
     /// No answer in time.
     #[error("the Kubernetes API did not answer within {} ({what})", crate::time::text(*.waited))]
@@ -135,10 +149,33 @@ pub struct Pod {
     pub host_ip: Option<IpAddr>,
     /// It has ended, well or not, and none of its containers will run again.
     pub over: bool,
-    /// It is being deleted.
-    pub terminating: bool,
+    /// When it is to be gone, if it is being deleted: its grace period is in this already.
+    pub deleted_by: Option<Timestamp>,
+    /// The StatefulSet that controls it.
+    pub statefulset: Option<String>,
+    /// The grace period that its deletion gives. It counts from the start of the stop, by the machine's own clock.
+    pub grace: Option<Duration>,
     /// Serf's port, where its annotation tells one.
     pub join_port: Option<u16>,
+    /// What [`LEAVE`] says.
+    pub leave: Option<String>,
+    /// Whether [`HOLD`] says that its agent is not to start; `None`: it says nothing.
+    pub held: Option<bool>,
+    /// Which container has ended and is to be started again, and why: "container consul: CrashLoopBackOff".
+    pub again: Option<String>,
+    /// As `kubectl get pods` shows it: Pending while its init containers run.
+    pub phase: String,
+    /// The revision of its StatefulSet that it was made from.
+    pub revision: Option<String>,
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// Whether it is being deleted.
+    pub fn is_terminating(&self) -> bool {
+        self.deleted_by.is_some()
+    }
 }
 
 /// A StatefulSet, as far as it matters here.
@@ -154,6 +191,8 @@ pub struct StatefulSet {
     pub ordered: bool,
     /// Its UID: one of the same name that was made anew has another.
     pub uid: String,
+    /// It is being deleted.
+    pub deleting: bool,
 }
 
 /// A Service, as far as it matters here.
@@ -200,7 +239,8 @@ struct Asking<'a> {
     verb: &'static str,
     resource: &'static str,
     group: &'static str,
-    namespace: &'a str,
+    /// `None`: the resource is of no namespace.
+    namespace: Option<&'a str>,
     /// The name or the selector.
     which: &'a str,
 }
@@ -209,6 +249,8 @@ struct Asking<'a> {
 enum Call {
     Get,
     List(ListParams),
+    /// Without what else the objects hold.
+    ListNames(ListParams),
     Create(Vec<u8>),
     Replace(Vec<u8>),
 }
@@ -218,6 +260,8 @@ enum Call {
 pub struct Kube {
     access: Access,
     deadline: Duration,
+    /// Within the deadline kube asks again whom it got 429, 503 or 504 from.
+    again: bool,
     state: Arc<Mutex<State>>,
 }
 
@@ -233,7 +277,12 @@ struct State {
 impl Kube {
     /// Prepares to ask; `deadline` is for each call. Nothing is read or opened before the first one.
     pub fn new(access: Access, deadline: Duration) -> Self {
-        Self { access, deadline, state: Arc::default() }
+        Self { access, deadline, again: true, state: Arc::default() }
+    }
+
+    /// The same, and each answer counts: 503 is what the API server says of a Pod that it does not reach.
+    pub fn asking_once(self) -> Self {
+        Self { again: false, ..self }
     }
 
     /// A Pod by its name.
@@ -241,7 +290,7 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, KubeError> {
-        let asking = Asking { verb: "get", resource: "pods", group: "", namespace, which: name };
+        let asking = Asking { verb: "get", resource: "pods", group: "", namespace: Some(namespace), which: name };
         let found: Option<answers::Pod> = self.get(asking).await?;
         Ok(found.map(Pod::from))
     }
@@ -251,7 +300,7 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn pods(&self, namespace: &str, labels: &str, fields: &str) -> Result<Vec<Pod>, KubeError> {
-        let asking = Asking { verb: "list", resource: "pods", group: "", namespace, which: labels };
+        let asking = Asking { verb: "list", resource: "pods", group: "", namespace: Some(namespace), which: labels };
         let params = ListParams::default().labels(labels).fields(fields).limit(MAX_PODS);
         let found: answers::List<answers::Pod> = self.ask(asking, &Call::List(params)).await?;
         if found.metadata.r#continue.is_some_and(|more| !more.is_empty()) {
@@ -265,7 +314,8 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn statefulset(&self, namespace: &str, name: &str) -> Result<Option<StatefulSet>, KubeError> {
-        let asking = Asking { verb: "get", resource: "statefulsets", group: "apps", namespace, which: name };
+        let asking =
+            Asking { verb: "get", resource: "statefulsets", group: "apps", namespace: Some(namespace), which: name };
         let found: Option<answers::StatefulSet> = self.get(asking).await?;
         Ok(found.map(StatefulSet::from))
     }
@@ -275,7 +325,7 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn service(&self, namespace: &str, name: &str) -> Result<Option<Service>, KubeError> {
-        let asking = Asking { verb: "get", resource: "services", group: "", namespace, which: name };
+        let asking = Asking { verb: "get", resource: "services", group: "", namespace: Some(namespace), which: name };
         let found: Option<answers::Service> = self.get(asking).await?;
         Ok(found.map(Service::from))
     }
@@ -285,7 +335,7 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, KubeError> {
-        let asking = Asking { verb: "get", resource: "configmaps", group: "", namespace, which: name };
+        let asking = Asking { verb: "get", resource: "configmaps", group: "", namespace: Some(namespace), which: name };
         let found: Option<answers::ConfigMap> = self.get(asking).await?;
         Ok(found.map(ConfigMap::from))
     }
@@ -304,7 +354,8 @@ impl Kube {
             json!({"name": map.name, "namespace": namespace, "resourceVersion": version, "ownerReferences": owners});
         let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": map.data});
         let body = body.to_string().into_bytes();
-        let asking = |verb| Asking { verb, resource: "configmaps", group: "", namespace, which: &map.name };
+        let asking =
+            |verb| Asking { verb, resource: "configmaps", group: "", namespace: Some(namespace), which: &map.name };
         let answer: Result<IgnoredAny, KubeError> = match version {
             None => self.ask(asking("create"), &Call::Create(body)).await,
             Some(_) => self.ask(asking("update"), &Call::Replace(body)).await,
@@ -322,7 +373,7 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn event(&self, namespace: &str, pod: &str, uid: &str, event: &Event) -> Result<(), KubeError> {
-        let asking = Asking { verb: "create", resource: "events", group: "", namespace, which: pod };
+        let asking = Asking { verb: "create", resource: "events", group: "", namespace: Some(namespace), which: pod };
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         let body = json!({
             "apiVersion": "v1",
@@ -350,8 +401,14 @@ impl Kube {
         }
     }
 
-    /// One call, and once more with a fresh token when this one is refused.
     async fn ask<T: DeserializeOwned>(&self, asking: Asking<'_>, call: &Call) -> Result<T, KubeError> {
+        let answer = self.answer(asking, call).await?;
+        serde_json::from_str(&answer).map_err(|error| asking.failed(kube::Error::SerdeError(error)))
+    }
+
+    /// One call, and once more with a fresh token when this one is refused. Its answer is text, whatever is read out of it: a call
+    /// for each type would be code for each.
+    async fn answer(&self, asking: Asking<'_>, call: &Call) -> Result<String, KubeError> {
         match self.once(asking, call).await {
             Err(KubeError::Unknown { .. }) => {
                 self.state.lock().await.client = None;
@@ -361,18 +418,19 @@ impl Kube {
         }
     }
 
-    async fn once<T: DeserializeOwned>(&self, asking: Asking<'_>, call: &Call) -> Result<T, KubeError> {
+    async fn once(&self, asking: Asking<'_>, call: &Call) -> Result<String, KubeError> {
         let client = self.client().await?;
         let request = Request::new(asking.path());
         let built = match call {
             Call::Get => request.get(asking.which, &GetParams::default()),
             Call::List(params) => request.list(params),
+            Call::ListNames(params) => request.list_metadata(params),
             Call::Replace(body) => request.replace(asking.which, &PostParams::default(), body.clone()),
             Call::Create(body) => request.create(&PostParams::default(), body.clone()),
         };
         let built =
             built.map_err(|error| KubeError::Strange { what: asking.to_string(), reason: error.to_string() })?;
-        match timeout(self.deadline, client.request(built)).await {
+        match timeout(self.deadline, client.request_text(built)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(asking.failed(error)),
             Err(_) => {
@@ -393,7 +451,7 @@ impl Kube {
         if let Some(client) = &state.client {
             return Ok(client.clone());
         }
-        let client = self.access.client().await?;
+        let client = self.access.client(self.again).await?;
         state.client = Some(client.clone());
         Ok(client)
     }
@@ -408,10 +466,10 @@ impl std::fmt::Debug for State {
 // === impl Access ===
 
 impl Access {
-    async fn client(&self) -> Result<Client, KubeError> {
+    async fn client(&self, again: bool) -> Result<Client, KubeError> {
         // A second call is refused and changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = match self {
+        let mut config = match self {
             Self::InCluster => Config::incluster().map_err(|error| no_access(&error))?,
             Self::Kubeconfig(file) => {
                 let kubeconfig = match file {
@@ -424,7 +482,20 @@ impl Access {
                     .map_err(|error| no_access(&error))?
             }
         };
+        config.default_retry = again;
         Ok(ClientBuilder::try_from(config).map_err(|error| no_access(&error))?.build())
+    }
+}
+
+fn within(namespace: Option<&str>) -> String {
+    namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default()
+}
+
+/// What grants a rule, and the file of ours that has it.
+fn role(namespace: Option<&str>) -> (&'static str, &'static str) {
+    match namespace {
+        Some(_) => ("Role", "deploy/server/access.yaml"),
+        None => ("ClusterRole", "deploy/reap/access.yaml"),
     }
 }
 
@@ -439,6 +510,11 @@ impl KubeError {
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Denied { .. })
     }
+
+    /// It answers, and does not let us, whether it knows us or not.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Unknown { .. })
+    }
 }
 
 // === impl Asking ===
@@ -446,11 +522,14 @@ impl KubeError {
 impl Asking<'_> {
     fn path(&self) -> String {
         let group = if self.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", self.group) };
-        format!("{group}/namespaces/{}/{}", self.namespace, self.resource)
+        match self.namespace {
+            Some(namespace) => format!("{group}/namespaces/{namespace}/{}", self.resource),
+            None => format!("{group}/{}", self.resource),
+        }
     }
 
     fn failed(&self, error: kube::Error) -> KubeError {
-        let (what, namespace) = (self.to_string(), self.namespace.to_owned());
+        let (what, namespace) = (self.to_string(), self.namespace.map(str::to_owned));
         match error {
             kube::Error::Api(status) => match status.code {
                 401 => KubeError::Unknown { verb: self.verb, resource: self.resource, namespace },
@@ -472,6 +551,10 @@ impl Asking<'_> {
 
 impl fmt::Display for Asking<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} in namespace {}", self.verb, self.resource, self.which, self.namespace)
+        write!(f, "{} {}", self.verb, self.resource)?;
+        if !self.which.is_empty() {
+            write!(f, " {}", self.which)?;
+        }
+        f.write_str(&within(self.namespace))
     }
 }

@@ -62,7 +62,7 @@ fn is_voter(configuration: &str, id: &str) -> Option<bool> {
 }
 
 /// Go's way to write a duration, as in raft's `last_contact`: `0`, `15.2ms`, `1.5s`, `1m2s`, `never`.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -12,7 +12,7 @@
 //! configuration, since a leader talks to nobody else. The own list of peers then stands for the leader's, and the line says so.
 
 use super::own::{Own, in_touch};
-use super::{joined, leader, life};
+use super::{Yes, joined, leader, life};
 use crate::api::consul::{Agent, AgentSelf, ApiError, Peers, RaftServer};
 use crate::exit::chain;
 use crate::record::Volume;
@@ -27,7 +27,7 @@ use std::time::Duration;
 const LEADERS_AGENT: Duration = Duration::from_millis(500);
 
 /// Answers; the reason when it is no.
-pub(super) async fn ready(local: &Local, agent: &Agent) -> Result<String, String> {
+pub(super) async fn ready(local: &Local, agent: &Agent) -> Result<Yes, String> {
     let answer = async {
         let answers = Answers::of(agent).await.inspect_err(|_| forget(local, false))?;
         if !answers.token_is_unknown() {
@@ -37,7 +37,7 @@ pub(super) async fn ready(local: &Local, agent: &Agent) -> Result<String, String
         let nobody = agent.without_token();
         let unknown = |line: String| format!("{line}; the token is unknown to Consul and counts as none");
         let answers = Answers::of(&nobody).await.map_err(unknown)?;
-        judged(local, &nobody, answers).await.map(unknown).map_err(unknown)
+        judged(local, &nobody, answers).await.map(|yes| Yes { line: unknown(yes.line), ..yes }).map_err(unknown)
     };
     answer.await.map_err(|why| format!("not ready: {why}"))
 }
@@ -66,7 +66,7 @@ impl Answers {
     }
 }
 
-async fn judged(local: &Local, agent: &Agent, answers: Answers) -> Result<String, String> {
+async fn judged(local: &Local, agent: &Agent, answers: Answers) -> Result<Yes, String> {
     let Answers { leader, described, configuration } = answers;
     let described = match described {
         Ok(described) => Some(described),
@@ -76,7 +76,7 @@ async fn judged(local: &Local, agent: &Agent, answers: Answers) -> Result<String
     let server =
         described.as_ref().map(|described| described.config.server).or(local.role.map(|role| role == Role::Server));
     if server == Some(false) {
-        return joined(agent).await.map(|line| format!("ready, {line}"));
+        return joined(agent).await.map(|line| Yes { line: format!("ready, {line}"), votes: false });
     }
     let us = Us::new(local, described.as_ref())?;
     let case = Case { local, agent, leader, us };
@@ -88,7 +88,8 @@ async fn judged(local: &Local, agent: &Agent, answers: Answers) -> Result<String
         // Either view knows that we vote.
         _ => String::new(),
     };
-    Ok(format!("ready: leader {leader}; own view: {}; {}{listed}", own.said, theirs.said))
+    let line = format!("ready: leader {leader}; own view: {}; {}{listed}", own.said, theirs.said);
+    Ok(Yes { line, votes: true })
 }
 
 /// Who we are.
@@ -243,7 +244,7 @@ impl Case<'_> {
 
 /// What the leader's own agent says, over HTTP.
 async fn leaders_peers(local: &Local, leader: IpAddr) -> Result<Vec<SocketAddr>, String> {
-    let agent = Peers::new(local).and_then(|peers| peers.at(leader)).map_err(|error| chain(&error))?.without_token();
+    let agent = Peers::new(local).and_then(|peers| peers.at(leader)).map_err(|error| chain(&error))?;
     match tokio::time::timeout(LEADERS_AGENT, agent.peers()).await {
         Ok(answer) => answer.map_err(|error| chain(&error)),
         Err(_) => Err(format!("the leader's agent did not answer within {}", time::text(LEADERS_AGENT))),

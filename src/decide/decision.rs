@@ -74,8 +74,17 @@ pub struct Wait {
     pub why: String,
     /// What would end the wait, or what a person can do.
     pub cure: String,
-    /// Our predecessor may be taken out of the cluster, asked of the server at this address.
-    pub remove_at: Option<IpAddr>,
+    /// Our predecessor may be taken out of the cluster.
+    pub remove: Option<Removal>,
+}
+
+/// What takes a predecessor out of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removal {
+    /// Where the leader is asked for it.
+    pub leader: IpAddr,
+    /// The predecessor, as the raft peers list it.
+    pub listed: SocketAddr,
 }
 
 /// Why nothing will start.

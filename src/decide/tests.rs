@@ -1,5 +1,7 @@
 use super::*;
 use crate::survey::SourceReport;
+use crate::survey::agents::Cluster;
+use crate::survey::strangers::Stranger;
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -12,7 +14,29 @@ fn raft(last: u8) -> SocketAddr {
 }
 
 fn formed(leader: Option<u8>, peers: &[u8]) -> Verdict {
-    Verdict::Formed(Reported { leader: leader.map(raft), peers: peers.iter().copied().map(raft).collect() })
+    Verdict::Formed(Reported {
+        leader: leader.map(raft),
+        peers: peers.iter().copied().map(raft).collect(),
+        cluster: Cluster::Unnamed,
+    })
+}
+
+/// A member of a cluster that tells its ID.
+fn of(cluster: &str, leader: u8, peers: &[u8]) -> Verdict {
+    let Verdict::Formed(reported) = formed(Some(leader), peers) else { unreachable!() };
+    Verdict::Formed(Reported { cluster: Cluster::Id(cluster.to_owned()), ..reported })
+}
+
+fn stranger(why: Stranger) -> Verdict {
+    Verdict::Stranger(why)
+}
+
+fn of_dc2() -> Stranger {
+    Stranger::Datacenter { theirs: "dc2".to_owned(), ours: "dc1".to_owned() }
+}
+
+fn of_another_cluster() -> Stranger {
+    Stranger::Cluster(Reported { leader: Some(raft(2)), peers: vec![raft(2)], cluster: Cluster::Unnamed })
 }
 
 fn absent() -> Verdict {
@@ -29,6 +53,7 @@ fn other(last: u8, verdict: Verdict) -> Other {
         name: format!("s{last}"),
         certain: true,
         listed: false,
+        sure: true,
         host: Some(format!("s{last}.consul")),
         awaited: false,
         port: None,
@@ -150,13 +175,6 @@ fn rule_4_the_frozen_expect_wins_over_a_changed_one() {
 fn rule_4_data_without_a_record_was_made_without_convene() {
     let begun = start(decide(&us(), &survey([other(2, unknown())]), &data()));
     assert_eq!(begun.expect, Some(3), "Consul drops it once its log has an entry");
-}
-
-#[test]
-fn rule_4_joins_the_servers_known_last_when_nobody_is_found() {
-    let disk = Disk { formed: true, last_servers: vec![ip(2), ip(3)], ..data() };
-    assert_eq!(joins(&start(decide(&us(), &survey([]), &disk))), ["10.0.0.2", "10.0.0.3"]);
-    assert_eq!(joins(&start(decide(&us(), &survey([other(4, unknown())]), &disk))), ["10.0.0.4"]);
 }
 
 #[test]
@@ -319,26 +337,36 @@ fn an_ipv6_address_is_joined_in_brackets() {
 fn verdicts() -> impl Strategy<Value = Verdict> {
     let peers = proptest::collection::btree_set(1u8..7, 0..6);
     prop_oneof![
-        Just(absent()),
-        Just(unknown()),
-        Just(Verdict::NeverFormed),
-        (proptest::option::of(1u8..7), peers).prop_map(|(leader, peers)| {
+        1 => Just(absent()),
+        1 => Just(unknown()),
+        1 => Just(Verdict::NeverFormed),
+        1 => Just(stranger(of_dc2())),
+        1 => Just(stranger(Stranger::Pod("StatefulSet other".to_owned()))),
+        1 => Just(stranger(of_another_cluster())),
+        3 => (proptest::option::of(1u8..7), peers, proptest::option::of("[ab]")).prop_map(|(leader, peers, cluster)| {
             let peers: Vec<u8> = peers.into_iter().collect();
-            if leader.is_none() && peers.is_empty() { Verdict::NeverFormed } else { formed(leader, &peers) }
+            match formed(leader, &peers) {
+                Verdict::Formed(reported) if leader.is_some() => Verdict::Formed(Reported { cluster: cluster.map_or(Cluster::NotYet, Cluster::Id), ..reported }),
+                _ if peers.is_empty() => Verdict::NeverFormed,
+                formed => formed,
+            }
         }),
     ]
 }
 
 fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
-    let others = proptest::collection::vec((any::<bool>(), verdicts()), 0..6);
+    let standings = prop_oneof![Just((true, false)), Just((false, false)), Just((false, true))];
+    let others = proptest::collection::vec((standings, any::<bool>(), verdicts()), 0..6);
     let disks = (any::<bool>(), proptest::option::of(1u32..6), any::<bool>(), any::<bool>());
     let settings = (proptest::option::of(1u32..6), proptest::option::of(0u32..6), any::<bool>());
     (others, disks, settings, any::<bool>()).prop_map(
         |(others, (raft_data, frozen_expect, formed, left), (expect, position, server), blind)| {
-            let others = others
-                .into_iter()
-                .zip(2u8..)
-                .map(|((certain, verdict), last)| Other { certain, ..other(last, verdict) });
+            let others = others.into_iter().zip(2u8..).map(|(((certain, listed), sure, verdict), last)| Other {
+                certain,
+                listed,
+                sure,
+                ..other(last, verdict)
+            });
             let outcome = if blind { Err("SERVFAIL".to_owned()) } else { Ok(1) };
             let sources = vec![SourceReport { source: "dns:consul".to_owned(), outcome, blind, took: Duration::ZERO }];
             let us = Us { role: if server { Role::Server } else { Role::Client }, expect, position, ..us() };
@@ -352,7 +380,6 @@ fn worlds() -> impl Strategy<Value = (Us, Survey, Disk)> {
                 frozen_expect,
                 formed: formed && raft_data,
                 earlier_addresses,
-                last_servers: Vec::new(),
             };
             (us, Survey { sources, others: others.collect(), ..Survey::default() }, disk)
         },
@@ -380,7 +407,11 @@ proptest! {
     #[test]
     fn invariant_nothing_is_founded_while_a_cluster_is_reported_or_anything_is_unknown((us, survey, disk) in worlds()) {
         if let Decision::Start(Start { rule: Rule::Found, .. }) = decide(&us, &survey, &disk) {
-            let calm = |other: &Other| matches!(other.verdict, Verdict::Absent(_) | Verdict::NeverFormed);
+            let calm = |other: &Other| match &other.verdict {
+                Verdict::Absent(_) | Verdict::NeverFormed => true,
+                Verdict::Stranger(stranger) => !other.certain && stranger.is_certain(),
+                Verdict::Formed(_) | Verdict::Unknown(_) => false,
+            };
             prop_assert!(survey.others.iter().all(calm) && !survey.sources.iter().any(|report| report.blind) && !disk.raft_data);
         }
     }
@@ -457,6 +488,44 @@ proptest! {
         }
     }
 
+    /// A stranger is never joined, neither at its address nor by the name that leads to it, nor who is only listed.
+    #[test]
+    fn invariant_no_stranger_is_joined_and_nobody_that_is_only_listed((us, survey, disk) in worlds()) {
+        if let Decision::Start(start) = decide(&us, &survey, &disk) {
+            let all = joins(&start);
+            for other in survey.others.iter().filter(|other| other.verdict.is_stranger() || other.listed) {
+                prop_assert!(other.addresses().all(|ip| !all.contains(&ip.to_string())));
+                prop_assert!(other.reports.is_empty() || !all.contains(other.host.as_ref().unwrap()));
+            }
+        }
+    }
+
+    /// Of two clusters that are well an empty server joins none, or the only one that its sources name.
+    #[test]
+    fn invariant_of_two_clusters_none_is_joined_by_an_empty_disk(
+        servers in proptest::collection::vec((0usize..3, any::<bool>()), 1..6), ids in any::<bool>()
+    ) {
+        let of_cluster = |which: usize| -> Vec<u8> {
+            servers.iter().zip(2u8..).filter(|((one, _), _)| *one == which).map(|(_, last)| last).collect()
+        };
+        let others = servers.iter().zip(2u8..).map(|(&(which, listed), last)| {
+            let peers = of_cluster(which);
+            let verdict = match (which, ids) {
+                (0, _) => absent(),
+                (_, true) => of(&format!("c{which}"), peers[0], &peers),
+                (_, false) => formed(Some(peers[0]), &peers),
+            };
+            Other { certain: !listed, listed, sure: false, ..other(last, verdict) }
+        });
+        let survey = survey(others);
+        let named: BTreeSet<usize> = servers.iter().filter(|(which, listed)| *which > 0 && !listed).map(|one| one.0).collect();
+        if let Decision::Start(start) = decide(&us(), &survey, &empty()) {
+            let clusters = servers.iter().any(|(which, _)| *which > 0);
+            prop_assert_eq!(named.len(), usize::from(clusters));
+            prop_assert_eq!(start.rule, if clusters { Rule::Join } else { Rule::Found });
+        }
+    }
+
     /// Nobody joins itself, and nobody twice: Consul takes a join of itself for success and stops trying.
     #[test]
     fn invariant_self_is_never_joined_and_nobody_twice((us, survey, disk) in worlds()) {
@@ -530,19 +599,20 @@ fn rule_5_an_address_that_the_claim_remembers_is_ours_too() {
     let Seen::Claimed(inner) = &mut remembered else { unreachable!() };
     inner.addresses.insert(ip(9));
     let wait = waits(decide_by(&remembered, &us(), &world, &empty()));
-    assert_eq!((wait.rule, wait.remove_at), (Rule::Join, Some(ip(2))));
+    assert_eq!((wait.rule, wait.remove), (Rule::Join, Some(Removal { leader: ip(2), listed: raft(9) })));
 }
 
 #[test]
 fn rule_5_a_removal_is_asked_for_only_while_all_others_agree_and_are_a_majority() {
     let agree = survey([other(2, formed(Some(2), &[1, 2, 3])), other(3, formed(Some(2), &[1, 2, 3]))]);
-    assert_eq!(waits(decide(&us(), &agree, &empty())).remove_at, Some(ip(2)));
+    let removal = Removal { leader: ip(2), listed: raft(1) };
+    assert_eq!(waits(decide(&us(), &agree, &empty())).remove, Some(removal));
     let one_is_away = survey([other(2, formed(Some(2), &[1, 2, 3])), other(3, unknown())]);
-    assert_eq!(waits(decide(&us(), &one_is_away, &empty())).remove_at, None);
+    assert_eq!(waits(decide(&us(), &one_is_away, &empty())).remove, None);
     let no_leader = survey([other(2, formed(None, &[1, 2, 3])), other(3, formed(None, &[1, 2, 3]))]);
-    assert_eq!(waits(decide(&us(), &no_leader, &empty())).remove_at, None);
+    assert_eq!(waits(decide(&us(), &no_leader, &empty())).remove, None);
     let two = survey([other(2, formed(Some(2), &[1, 2]))]);
-    assert_eq!(waits(decide(&us(), &two, &empty())).remove_at, None, "one of two is no majority");
+    assert_eq!(waits(decide(&us(), &two, &empty())).remove, None, "one of two is no majority");
 }
 
 #[test]
@@ -584,4 +654,93 @@ fn rule_8_the_first_claim_counts_for_all_whatever_their_manifests_say() {
     assert_eq!(start(decide_by(&claim(false, 3), &told_nothing, &nobody, &empty())).expect, Some(3));
     let fourth = Us { position: Some(3), expect: Some(5), ..us() };
     assert_eq!(start(decide_by(&claim(false, 3), &fourth, &nobody, &empty())).expect, None, "beyond what was claimed");
+}
+
+// === strangers ===
+
+#[test]
+fn rule_4_a_server_with_data_starts_beside_strangers_and_joins_none_of_them() {
+    let mut second = other(2, stranger(of_another_cluster()));
+    second.stable = BTreeSet::from([ip(2)]);
+    let world = survey([second, other(3, stranger(of_dc2())), other(4, unknown())]);
+    assert_eq!(joins(&start(decide(&us(), &world, &data()))), ["10.0.0.4"]);
+}
+
+#[test]
+fn who_is_only_listed_is_evidence_and_is_not_joined() {
+    let listed = Other { listed: true, certain: false, ..other(3, formed(Some(2), &[2, 3])) };
+    let world = survey([other(2, formed(Some(2), &[2, 3])), listed.clone()]);
+    assert_eq!(joins(&start(decide(&us(), &world, &empty()))), ["10.0.0.2"]);
+    assert_eq!(waits(decide(&us(), &survey([listed, other(2, absent())]), &empty())).rule, Rule::Join);
+}
+
+#[test]
+fn rule_5_waits_between_two_clusters_and_names_both() {
+    let one = |last, cluster: &str| other(last, of(cluster, last, &[last]));
+    let wait = waits(decide(&us(), &survey([one(2, "a"), one(3, "b")]), &empty()));
+    assert_eq!(wait.rule, Rule::Join);
+    for part in ["two clusters", "s2 says leader 10.0.0.2:8300", "s3 says leader 10.0.0.3:8300"] {
+        assert!(wait.why.contains(part), "{part}: {}", wait.why);
+    }
+    // An address that no source names any more is no second cluster's.
+    let left = Other { listed: true, certain: false, ..one(2, "b") };
+    assert_eq!(joins(&start(decide(&us(), &survey([left, one(3, "a")]), &empty()))), ["10.0.0.3"]);
+    // A leader that was cut off still claims itself: it is no second cluster.
+    let cut = survey([other(2, of("a", 2, &[2, 3])), other(3, of("a", 3, &[2, 3]))]);
+    assert!(waits(decide(&us(), &cut, &empty())).why.contains("knows another leader"));
+}
+
+#[test]
+fn rule_5_joins_nobody_who_is_not_of_the_leaders_cluster() {
+    let world = |odd: Verdict| survey([other(2, of("a", 2, &[2, 3])), other(3, of("a", 2, &[2, 3])), other(4, odd)]);
+    // It has lost its leader and tells its cluster, or it has not known any.
+    let Verdict::Formed(reported) = of("b", 4, &[4, 5]) else { unreachable!() };
+    let lost = Verdict::Formed(Reported { leader: None, ..reported });
+    assert!(waits(decide(&us(), &world(lost), &empty())).why.contains("two clusters"));
+    let begun = start(decide(&us(), &world(formed(None, &[2, 3, 4])), &empty()));
+    assert_eq!(joins(&begun), ["10.0.0.2", "10.0.0.3"], "4 may be anybody's, and gossip spreads it");
+}
+
+#[test]
+fn rule_5_a_cluster_that_one_doubtful_name_leads_to_is_not_joined() {
+    let doubtful = |last, verdict| Other { sure: false, ..other(last, verdict) };
+    let listed = |last| Other { listed: true, certain: false, ..doubtful(last, formed(Some(2), &[2, 7, 8])) };
+    let alone = || vec![doubtful(2, formed(Some(2), &[2, 7, 8])), doubtful(3, absent()), listed(7), listed(8)];
+    let wait = waits(decide(&us(), &survey(alone()), &empty()));
+    assert!(wait.why.contains("our sources name at most one of its servers"), "{}", wait.why);
+    let mut two = alone();
+    two[1] = doubtful(3, formed(Some(2), &[2, 7, 8]));
+    assert_eq!(start(decide(&us(), &survey(two), &empty())).rule, Rule::Join, "a second name leads to it");
+    let mut sure = alone();
+    sure[0].sure = true;
+    assert_eq!(start(decide(&us(), &survey(sure), &empty())).rule, Rule::Join, "the API says whose address it is");
+}
+
+#[test]
+fn rule_5_no_removal_is_asked_of_a_cluster_that_may_be_another_one() {
+    let doubtful = |listed, last| Other { sure: false, listed, ..other(last, formed(Some(2), &[1, 2, 7])) };
+    let wait = waits(decide(&us(), &survey([doubtful(false, 2), doubtful(true, 7)]), &empty()));
+    assert!(wait.why.contains("still lists our address"), "{}", wait.why);
+    assert_eq!(wait.remove, None, "it may have a server of our name");
+    let wait = waits(decide(&us(), &survey([doubtful(false, 2), doubtful(false, 7)]), &empty()));
+    assert_eq!(wait.remove.map(|removal| removal.leader), Some(ip(2)));
+}
+
+#[test]
+fn rule_8_a_stranger_in_the_place_of_one_of_our_servers_is_waited_for_and_others_are_not() {
+    let found = |why| Other { certain: false, ..other(2, stranger(why)) };
+    for (beside, founds) in [
+        (other(2, stranger(of_dc2())), false),
+        (other(2, stranger(of_another_cluster())), false),
+        (found(of_another_cluster()), false),
+        (found(of_dc2()), true),
+        (found(Stranger::Pod("StatefulSet other".to_owned())), true),
+    ] {
+        let decision = decide(&us(), &survey([beside.clone(), other(3, absent())]), &empty());
+        if founds {
+            assert_eq!(joins(&start(decision)), ["s3.consul"], "{beside:?}");
+        } else {
+            assert!(waits(decision).why.contains("s2 is a stranger"), "{beside:?}");
+        }
+    }
 }

@@ -155,8 +155,7 @@ impl Volume {
         serde_json::from_slice(&fs::read(self.listed_file()).ok()?).ok()
     }
 
-    /// Keeps it. Not flushed: after a power failure it counts for nothing, since the boot is another one. Not by the record's
-    /// way, whose temporary file is the supervisor's.
+    /// Keeps it. Not flushed: after a power failure it counts for nothing, since the boot is another one.
     ///
     /// # Errors
     /// [`RecordError::Io`].

@@ -16,14 +16,19 @@ mod signals;
 mod spawn;
 mod stragglers;
 mod supervise;
+mod terminal;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::settings::supervision::Supervision;
 use crate::stop::deadline;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use tokio::time::Instant;
+use tracing::{debug, warn};
 
 pub use signals::{BlockError, Signals};
 pub use spawn::StartError;
@@ -33,8 +38,16 @@ pub use supervise::{Happened, Supervisor};
 pub const STRAGGLERS: Duration = Duration::from_secs(10);
 
 /// What a process that `signal` killed exits with, by the convention of shells: 128 and its number.
-pub fn exit_code_of(signal: nix::sys::signal::Signal) -> u8 {
+pub fn exit_code_of(signal: Signal) -> u8 {
     128_u8.saturating_add(u8::try_from(signal as i32).unwrap_or(0))
+}
+
+/// Asks the kernel for `signal` when the thread that started us has ended (PR_SET_PDEATHSIG(2const)). One that has ended
+/// before is not noticed.
+pub fn signal_at_parents_end(signal: Signal) {
+    if let Err(error) = set_pdeathsig(signal) {
+        warn!(%error, "the end of the process that started convene will not be seen");
+    }
 }
 
 /// Is an init for `command` and nothing else: starts it, forwards every signal from 1 to 31 but KILL,
@@ -44,14 +57,23 @@ pub fn exit_code_of(signal: nix::sys::signal::Signal) -> u8 {
 /// # Errors
 ///
 /// When `command` could not be started.
-pub async fn plain(signals: Signals, command: &[OsString], grace: Duration) -> Result<u8, StartError> {
-    let mut supervisor = Supervisor::start(signals, command)?;
+pub async fn plain(
+    signals: Signals,
+    command: &[OsString],
+    grace: Duration,
+    supervision: Supervision,
+) -> Result<u8, StartError> {
+    let mut supervisor = Supervisor::start(signals, command, supervision)?;
+    // CMD has its folder; ours must not keep a file system from being unmounted.
+    if let Err(error) = std::env::set_current_dir("/") {
+        debug!(%error, "could not leave the working folder");
+    }
     let mut stop_by = None;
     let code = loop {
         match supervisor.next().await {
             Happened::Ended(code) => break code,
             Happened::Signalled(signal) => {
-                if signal == nix::sys::signal::Signal::SIGTERM && stop_by.is_none() {
+                if signal == Signal::SIGTERM && stop_by.is_none() {
                     stop_by = Some(deadline(Instant::now(), grace));
                 }
                 supervisor.forward(signal);

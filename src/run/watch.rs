@@ -1,23 +1,29 @@
-//! What convene does beside the running agent: joins peers that are found late, notes when the cluster has formed, and says
+//! What convene does beside a running server: joins peers that are found late, notes when the cluster has formed, and says
 //! what it sees while no leader is known.
 //!
 //! Takes what was prepared and the own agent: in `run`, or in `convene watch` beside an agent that is PID 1 itself. While the
 //! cluster has not formed it looks for servers and joins them through the agent, so that a name that appears late costs no
-//! wait for Consul's own retry. Once a leader knows us it writes "formed" and, from then on, the servers that are known. Never
-//! ends, never stops the agent; every failure is a log line.
+//! wait for Consul's own retry. Strangers are not joined; one whose gossip key differs only Consul can tell, and it is named when
+//! Consul refuses it. Once a leader knows us it writes "formed" and, from then on, the servers and the cluster that are known.
+//! Never ends, never stops the agent; every failure is a log line.
 
-use crate::api::consul::Agent;
-use crate::claim::{Claims, Seen, Step};
-use crate::decide::Target;
+use super::{NOTE_EVERY, note_servers};
+use crate::api::consul::{Agent, ApiError, Member};
+use crate::api::kube::StatefulSet;
+use crate::claim::Claims;
+use crate::decide::{RECOVER, Target};
 use crate::exit::chain;
-use crate::init::{SAY_EVERY, millis, pause};
+use crate::formed::Formation;
+use crate::init::{millis, pause};
+use crate::record::Volume;
 use crate::record::lock::Held;
-use crate::record::{Record, Volume};
-use crate::settings::{Local, Role};
+use crate::record::remembered::Remembered;
+use crate::settings::Local;
 use crate::survey::agents::Verdict;
 use crate::survey::{Survey, Surveyor};
+use crate::time::SAY_EVERY;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -25,64 +31,73 @@ use tracing::{debug, info, warn};
 
 /// How long an agent may need until its API answers; a restore takes longer, and is the startup probe's to allow.
 const STARTING: Duration = Duration::from_secs(30);
-/// How often the known servers are noted once the cluster has formed.
-const NOTE_EVERY: Duration = Duration::from_secs(30);
 /// How often the claim is tried.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
 /// cannot be read without `node:read`.
 const JOIN_AGAIN: Duration = Duration::from_secs(5);
+/// Nor one that Consul refuses as another cluster's: it takes a person to change that.
+const FOREIGN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Watches one agent.
 #[derive(Debug)]
 pub struct Watch {
     agent: Agent,
-    role: Role,
-    serf_port: u16,
-    advertise: Option<IpAddr>,
+    /// Serf's port where no source gives one.
+    serf_port: Option<u16>,
     own: BTreeSet<IpAddr>,
     volume: Volume,
     surveyor: Surveyor,
+    /// By address: before when it is not joined again.
     joined: BTreeMap<String, Instant>,
-    joining: JoinSet<(String, Result<(), crate::api::consul::ApiError>)>,
+    joining: JoinSet<Joined>,
     /// Why the last join failed.
     refused: Option<String>,
-    /// Where the claim is kept.
-    claims: Option<Claims>,
-    /// It need not be looked at before the next note.
+    /// Notes that the cluster has formed.
+    formation: Formation,
+    /// The claim need not be looked at before the next note.
     claimed: bool,
+    /// It was said that this server's agent holds services.
+    warned: bool,
+}
+
+/// Why a good token is refused. Tried on 1.22.6: a server looks tokens up in its own raft data, and one that is in no cluster has
+/// none; its recovery token is good for `/v1/agent/…` without any.
+const NO_CLUSTER_YET: &str =
+    "; a server that is in no cluster yet knows no token but its own acl.tokens.agent_recovery";
+
+/// What came of a join.
+#[derive(Debug)]
+struct Joined {
+    server: String,
+    address: String,
+    answer: Result<(), ApiError>,
 }
 
 // === impl Watch ===
 
 impl Watch {
     /// Prepares to watch.
-    pub fn new(
-        local: &Local,
-        role: Role,
-        agent: Agent,
-        volume: Volume,
-        surveyor: Surveyor,
-        claims: Option<Claims>,
-    ) -> Self {
+    pub fn new(local: &Local, agent: Agent, volume: Volume, surveyor: Surveyor, claims: Option<Claims>) -> Self {
+        let claimed = claims.is_none();
+        let formation = Formation::new(local, agent.clone(), surveyor.peers().clone(), volume.clone(), claims);
         Self {
             agent,
-            role,
-            serf_port: local.peer.serf,
-            advertise: local.advertise,
+            serf_port: local.peer.serf_of_a_target(),
             own: local.own_addresses.iter().copied().collect(),
             volume,
             surveyor,
             joined: BTreeMap::new(),
             joining: JoinSet::new(),
             refused: None,
-            claims,
-            claimed: false,
+            formation,
+            claimed,
+            warned: false,
         }
     }
 
     /// Watches for as long as it is polled. `waiting` is let go of once the agent's API answers.
-    pub async fn watch(mut self, waiting: Option<Held>) {
+    pub async fn watch(&mut self, waiting: Option<Held>) {
         let begun = Instant::now();
         let mut said = begun;
         self.until_it_answers(begun).await;
@@ -104,22 +119,28 @@ impl Watch {
         let mut noted: Option<Instant> = None;
         let mut led = Instant::now();
         loop {
-            if matches!(self.agent.leader().await, Ok(Some(_))) {
+            if let Ok(Some(leader)) = self.agent.leader().await {
                 led = Instant::now();
                 let due = noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
-                if due || !self.claimed {
+                // Also one that was begun while this agent ran.
+                let recovering = self.volume.pending().is_ok_and(|pending| pending.is_some());
+                if due || !self.claimed || recovering {
                     self.claim().await;
                 }
                 if due {
-                    self.note_servers().await;
+                    self.meet(leader.ip()).await;
+                    self.remember().await;
+                    note_servers(&self.agent, &self.own, &self.volume, &mut self.surveyor).await;
+                    self.warn_of_services().await;
                     noted = Some(Instant::now());
                 }
             } else if led.elapsed() >= SAY_EVERY {
                 let survey = self.surveyor.survey().await;
                 self.say(&survey, led.elapsed()).await;
+                warn!("when more than half of the servers have lost their disks for good, none will be: {RECOVER}");
             }
             // A cluster that is not claimed yet could be founded a second time.
-            tokio::time::sleep(if self.claims.is_some() && !self.claimed { CLAIM_EVERY } else { SAY_EVERY }).await;
+            tokio::time::sleep(if !self.claimed { CLAIM_EVERY } else { SAY_EVERY }).await;
         }
     }
 
@@ -132,12 +153,9 @@ impl Watch {
 
     /// Why there is no leader, as far as it can be seen from here.
     async fn say(&self, survey: &Survey, waited: Duration) {
-        let others: Vec<String> =
-            survey.others.iter().map(|other| format!("{} is {}", other.name, other.verdict)).collect();
-        let failed = survey.failures().map(|(source, why)| format!("source {source} failed: {why}"));
         let refused = self.refused.iter().map(|why| format!("joining was refused: {why}"));
         let hints = self.surveyor.own_service_moved().await.into_iter().chain(self.surveyor.unnamed(survey));
-        let seen = others.into_iter().chain(failed).chain(refused).chain(hints).collect::<Vec<_>>().join("; ");
+        let seen = survey.told().chain(refused).chain(hints).collect::<Vec<_>>().join("; ");
         warn!(
             waited_s = waited.as_secs(),
             "no leader knows this agent: {}",
@@ -147,13 +165,13 @@ impl Watch {
 
     /// Whether a leader knows us. Then the record says so.
     async fn formed(&mut self, begun: Instant) -> bool {
-        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else { return false };
-        if self.role == Role::Server && !self.is_in(&peers) {
+        let Some((leader, peers)) = self.formation.seen().await else { return false };
+        if !self.formation.is_in(&peers) {
             return false;
         }
         info!(leader = %leader, peers = peers.len(), took_ms = millis(begun.elapsed()), "joined: a leader is known");
-        if self.role == Role::Server {
-            self.note(|record| record.formed = true);
+        if let Err(why) = self.formation.record() {
+            warn!("{why}");
         }
         true
     }
@@ -161,112 +179,126 @@ impl Watch {
     /// Sees to it that the claim says "formed" and knows our address: it is written once a leader and a majority of voters are
     /// seen, and again when somebody took it away.
     async fn claim(&mut self) {
-        let Some(claims) = self.claims.clone() else { return };
-        self.claimed = match self.claim_by(&claims).await {
+        self.claimed = match self.formation.claim().await {
             Ok(claimed) => claimed,
             // Not once a second: a Role that lacks a rule will not change soon.
             Err(why) => {
-                warn!("the claim was not written, and is tried again in {} s: {why}", NOTE_EVERY.as_secs());
+                warn!("the claim is not settled, and is looked at again in {} s: {why}", NOTE_EVERY.as_secs());
                 true
             }
         };
     }
 
-    async fn claim_by(&mut self, claims: &Claims) -> Result<bool, String> {
-        // Not an earlier answer: a claim of a StatefulSet that is gone would go with it.
-        let Some(told) = self.surveyor.statefulset().await? else { return Ok(true) };
-        if let Seen::Claimed(claim) = claims.read(Some(&told)).await
-            && claim.formed
-            && self.advertise.is_none_or(|own| claim.addresses.contains(&own))
-        {
-            return Ok(true);
+    /// Joins a leader that raft knows and gossip does not: one that heartbeats us is of our cluster, wherever all names lead.
+    /// Without `node:read` it cannot be told.
+    async fn meet(&mut self, leader: IpAddr) {
+        let members = self.agent.servers().await.unwrap_or_default();
+        let knows = |member: &Member| member.addr.parse() == Ok(leader);
+        if members.is_empty() || self.own.contains(&leader) || members.iter().any(knows) {
+            return;
         }
-        let (Ok(Some(leader)), Ok(peers)) = tokio::join!(self.agent.leader(), self.agent.peers()) else {
-            return Ok(false);
-        };
-        let survey = self.surveyor.survey().await;
-        let agrees = |peer: &&SocketAddr| {
-            let mut reports = survey.others.iter().filter_map(|other| other.reports.get(&peer.ip())?.reported());
-            self.own.contains(&peer.ip()) || reports.any(|reported| reported.leader == Some(leader))
-        };
-        if peers.iter().filter(agrees).count() * 2 <= peers.len() {
-            return Ok(false);
-        }
-        let voters = self.agent.raft_configuration().await.unwrap_or_default();
-        let nodes = voters.into_iter().filter(|server| server.voter).map(|server| server.id).collect();
-        // False: another server wrote at the same moment.
-        let written = claims.write(Some(&told), &Step::Formed { nodes }, self.advertise).await?;
-        if written {
-            info!(claim = claims.name(), "claimed: the cluster has formed");
-        }
-        Ok(written)
-    }
-
-    async fn note_servers(&mut self) {
-        let Ok(peers) = self.agent.peers().await else { return };
-        let servers: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).filter(|ip| !self.own.contains(ip)).collect();
-        if !servers.is_empty() {
-            self.note(|record| record.servers = servers);
+        let address = Target::Address(leader, self.serf_port);
+        match self.agent.join(&address.to_string()).await {
+            Ok(()) => info!(%address, "joined the leader, which gossip did not know"),
+            Err(error) => debug!(%address, "could not join the leader: {}", chain(&error)),
         }
     }
 
-    /// Changes the record; nothing is written when that changes nothing.
-    fn note(&self, change: impl FnOnce(&mut Record)) {
-        if let Err(error) = self.volume.change_record(change) {
-            warn!("{}", chain(&error));
+    /// Keeps what the API says of the StatefulSet, for a stop at which it is silent.
+    async fn remember(&self) {
+        match self.surveyor.statefulset().await {
+            Ok(Some(StatefulSet { replicas, start, deleting: false, .. })) => {
+                if let Err(error) = self.volume.remember(Remembered { replicas, start }) {
+                    debug!("{}", chain(&error));
+                }
+            }
+            Ok(_) => self.volume.forget_statefulset(),
+            // The last answer grows old.
+            Err(_) => {}
         }
+    }
+
+    /// Says once that services are registered at this server, where nobody removes them. Silent without `service:read`.
+    async fn warn_of_services(&mut self) {
+        if self.warned {
+            return;
+        }
+        let held = self.agent.services().await.unwrap_or_default();
+        if held.is_empty() {
+            return;
+        }
+        self.warned = true;
+        let names = held.into_iter().collect::<Vec<_>>().join(", ");
+        warn!(
+            "this server's agent holds services ({names}): they are critical while it restarts and stay when their \
+             application is gone; register them at a client, which takes them along"
+        );
     }
 
     /// Looks, and joins who answers as a server and is not alive in the member list.
     async fn join_the_late(&mut self) -> Survey {
         let survey = self.surveyor.survey().await;
-        let Ok(members) = self.agent.servers().await else { return survey };
+        let members = match self.agent.servers().await {
+            Ok(members) => members,
+            // What the join itself is answered is told.
+            Err(error) if error.is_denied() => Vec::new(),
+            Err(_) => return survey,
+        };
         let alive: BTreeSet<IpAddr> =
             members.iter().filter(|member| member.is_alive()).filter_map(|member| member.addr.parse().ok()).collect();
-        for target in self.late(&survey, &alive) {
+        for (server, target) in self.late(&survey, &alive) {
             let address = target.to_string();
-            debug!(address, "joining a peer that was found late");
-            self.joined.insert(address.clone(), Instant::now());
+            debug!(server, address, "joining a peer that was found late");
+            self.joined.insert(address.clone(), Instant::now() + JOIN_AGAIN);
             let agent = self.agent.clone();
             self.joining.spawn(async move {
                 let answer = agent.join(&address).await;
-                (address, answer)
+                Joined { server, address, answer }
             });
         }
         survey
     }
 
-    fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<Target> {
+    fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<(String, Target)> {
         let answering = survey.others.iter().filter(|other| other.verdict.is_server());
         // It may be a member by any of its addresses.
         let absent = answering.filter(|other| !other.addresses().any(|ip| alive.contains(&ip)));
         let targets = absent.flat_map(|other| {
             let answers = |ip: &IpAddr| other.reports.get(ip).is_some_and(Verdict::is_server);
-            other.joined_at().into_iter().filter(answers).map(|ip| (ip, other.port)).collect::<Vec<_>>()
+            other
+                .joined_at()
+                .into_iter()
+                .filter(answers)
+                .map(|ip| (other.name.clone(), ip, other.port))
+                .collect::<Vec<_>>()
         });
         targets
-            .map(|(ip, port)| {
-                Target::Address(ip, port.or((self.serf_port != crate::settings::SERF_PORT).then_some(self.serf_port)))
-            })
-            .filter(|target| self.joined.get(&target.to_string()).is_none_or(|at| at.elapsed() >= JOIN_AGAIN))
+            .map(|(server, ip, port)| (server, Target::Address(ip, port.or(self.serf_port))))
+            .filter(|(_, target)| self.joined.get(&target.to_string()).is_none_or(|until| Instant::now() >= *until))
             .collect()
     }
 
     fn reap_joins(&mut self) {
         while let Some(done) = self.joining.try_join_next() {
-            match done {
-                Ok((address, Ok(()))) => info!(address, "joined a peer"),
-                Ok((address, Err(error))) => {
-                    debug!(address, "could not join a peer: {}", chain(&error));
-                    self.refused = Some(error.to_string());
-                }
-                Err(_) => {}
-            }
+            let Ok(Joined { server, address, answer }) = done else { continue };
+            let Err(error) = answer else {
+                info!(server, address, "joined a peer");
+                continue;
+            };
+            let unknown = if error.is_unknown_token() { NO_CLUSTER_YET } else { "" };
+            self.refused = Some(format!("{error}{unknown}"));
+            let Some(foreign) = error.foreign() else {
+                debug!(server, address, "could not join a peer: {}", chain(&error));
+                continue;
+            };
+            warn!(
+                server,
+                address,
+                "not joined: {}, or, when it is a server of another cluster, take it out of --discover; it is tried again in {} s ({error})",
+                foreign.differs(),
+                FOREIGN_AGAIN.as_secs()
+            );
+            self.joined.insert(address, Instant::now() + FOREIGN_AGAIN);
         }
-    }
-
-    fn is_in(&self, peers: &[SocketAddr]) -> bool {
-        // Where the address is Consul's own choice it cannot be told from another's, and any configuration must do.
-        self.own.is_empty() && !peers.is_empty() || peers.iter().any(|peer| self.own.contains(&peer.ip()))
     }
 }

@@ -3,8 +3,8 @@
 //! contradicts convene's decision.
 //!
 //! It is here because Consul's flags win over any file and lists append (`consul-facts.md` §H), so a rendered file
-//! alone cannot change what CMD says. It reads the files that CMD names and does nothing else. It keeps no secret: of
-//! a gossip key it knows only that there is one. It fails, with a line for the user, for a shell that hides the words,
+//! alone cannot change what CMD says. It reads the files that CMD names and does nothing else. Of the secrets it keeps
+//! the gossip key alone, which is checked before the start, and hides it. It fails, with a line for the user, for a shell that hides the words,
 //! for flags that Go's parser refuses, and for a value that is of the wrong kind; what it merely cannot read is a
 //! warning, because Consul judges the same words itself.
 
@@ -61,6 +61,17 @@ pub enum CommandError {
     NotUtf8 {
         /// The name without dashes.
         flag: String,
+    },
+    /// A line end that a template or a Secret brought into a string.
+    #[error(
+        "could not read {}, line {line}, as JSON: {}, and Consul refuses it: take it away (what `echo` and editors write ends with one)",
+        .path.display(), hcl::LINE_END
+    )]
+    LineEnd {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
     },
     /// A value is of the wrong kind.
     #[error("could not read {place}: {value:?} is not {allowed}")]
@@ -122,6 +133,14 @@ impl AgentCommand {
         words: Vec<OsString>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Option<Self>, CommandError> {
+        Self::read_by(words, &variable)
+    }
+
+    /// Once in the program, whoever gives the variables.
+    fn read_by(
+        words: Vec<OsString>,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Option<Self>, CommandError> {
         let Some(found) = words::find(&words)? else {
             return Ok(None);
         };
@@ -147,8 +166,9 @@ impl AgentCommand {
         for fragment in &sources.fragments {
             files.fragment(fragment)?;
         }
-        let Files { sayings, warnings, .. } = files;
+        let Files { sayings, mut warnings, .. } = files;
         let facts = Facts::of(sayings.iter());
+        warnings.extend(about_key(&facts));
         let flags_end = found.agent_at + own.end;
         Ok(Some(Self { words, agent_at: found.agent_at, flags: own.flags, flags_end, sayings, facts, warnings }))
     }
@@ -202,9 +222,18 @@ impl AgentCommand {
 
     /// What contradicts `wanted` once [`TAKEN_OUT`] are out of CMD.
     pub fn contradictions(&self, wanted: &Wanted<'_>) -> Vec<Contradiction> {
+        self.contradictions_without(&TAKEN_OUT, wanted)
+    }
+
+    /// What contradicts `wanted` in the words of an agent that runs: of these nothing is taken out any more.
+    pub fn contradictions_as_it_runs(&self, wanted: &Wanted<'_>) -> Vec<Contradiction> {
+        self.contradictions_without(&[], wanted)
+    }
+
+    fn contradictions_without(&self, flags: &[&str], wanted: &Wanted<'_>) -> Vec<Contradiction> {
         let same = same_file(wanted.rendered);
         let stays = |saying: &&Saying| match &saying.place {
-            Place::Flag(name) => !TAKEN_OUT.contains(&name.as_str()),
+            Place::Flag(name) => !flags.contains(&name.as_str()),
             Place::File { path, .. } => !same(path),
             _ => true,
         };
@@ -231,6 +260,25 @@ fn odd_words(flags: &Flags) -> Vec<Warning> {
         ));
     }
     texts.into_iter().map(|text| Warning { path: None, text }).collect()
+}
+
+/// What Consul takes as a gossip key, and a person hardly means.
+fn about_key(facts: &Facts) -> Option<Warning> {
+    let said = facts.encrypt.as_ref()?;
+    let text = if said.value.reveal().is_empty() {
+        format!(
+            "{} is empty, which Consul takes for no encryption: give the output of `consul keygen`, or remove it",
+            said.place
+        )
+    } else if matches!(said.place, Place::Flag(_) | Place::Fragment(_)) {
+        format!(
+            "{} puts the gossip key among CMD's arguments, where everybody on the machine can read it: give it by -config-file, from a mounted Secret",
+            said.place
+        )
+    } else {
+        return None;
+    };
+    Some(Warning { path: None, text })
 }
 
 /// The flags that the image's `docker-entrypoint.sh` puts before those of CMD. An interface's address is known to

@@ -16,6 +16,8 @@ pub struct Http {
     pub own: Endpoint,
     /// For TLS to any agent.
     pub tls: Tls,
+    /// Whether the others' agents are asked over TLS; as the own one, unless that was said.
+    pub peers_tls: bool,
     /// Who we are to the agent.
     pub token: Option<Token>,
     /// User and password of a proxy before the agent.
@@ -65,7 +67,7 @@ pub enum Token {
 }
 
 /// Text that no message shows.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 /// The port of Consul's HTTP API.
@@ -76,7 +78,12 @@ pub const HTTPS_PORT: u16 = 8501;
 // === impl Secret ===
 
 impl Secret {
-    /// The text itself, for a request's header.
+    /// Hides a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for a request's header or to be decoded.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -105,20 +112,16 @@ impl Http {
         };
         let token = match (env.get("CONSUL_HTTP_TOKEN_FILE"), env.get("CONSUL_HTTP_TOKEN")) {
             (Some(file), _) => Some(Token::File(file.into())),
-            (None, Some(token)) => Some(Token::Given(Secret(token.to_owned()))),
+            (None, Some(token)) => Some(Token::Given(Secret::new(token))),
             (None, None) => None,
         };
         Ok(Self {
+            peers_tls: matches!(own, Endpoint::Tcp { tls: true, .. }),
             own,
             tls: Tls::read(env)?,
             token,
-            basic: env.get("CONSUL_HTTP_AUTH").map(|auth| Secret(auth.to_owned())),
+            basic: env.get("CONSUL_HTTP_AUTH").map(Secret::new),
         })
-    }
-
-    /// Whether the agents are asked over TLS.
-    pub fn over_tls(&self) -> bool {
-        matches!(self.own, Endpoint::Tcp { tls: true, .. })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Takes what clap or the environment holds, gives typed values. An empty value counts as not given, because a manifest's
 //! `value: ""` means that. Fails with [`SettingsError`]: place, value, what is allowed, the nearest right spelling.
 
+use super::gossip::Mistake;
 use crate::cli::Places;
 use crate::time;
 use std::collections::BTreeMap;
@@ -40,6 +41,14 @@ pub enum SettingsError {
         what: String,
         /// What to do.
         mend: String,
+    },
+    /// A gossip key that Consul would refuse. Never the key.
+    #[error("{place} is no gossip key, which is base64 of 16, 24 or 32 bytes: {mistake}")]
+    GossipKey {
+        /// The flag, or the file with its key.
+        place: String,
+        /// What is wrong with it, and the mend.
+        mistake: Mistake,
     },
     /// CMD's own arguments say something else than convene must.
     #[error("{0}")]

@@ -49,17 +49,21 @@ pub(super) fn pod_name(reader: Reader<'_>) -> Result<Option<String>, SettingsErr
     reader.env.get("POD_NAME").map(|name| dns_name("POD_NAME", name, name)).transpose()
 }
 
+pub(super) fn machine(reader: Reader<'_>) -> Result<Option<String>, SettingsError> {
+    reader.env.get("NODE_NAME").map(|name| dns_name("NODE_NAME", name, name)).transpose()
+}
+
 pub(super) fn node_name(
     reader: Reader<'_>,
     args: &CommonArgs,
     said: Option<&Facts>,
     pod: Option<&str>,
+    machine: Option<&str>,
 ) -> Result<String, SettingsError> {
     let given = reader.text(&args.node_name).map(str::to_owned);
     let given = given.or_else(|| said.and_then(|said| value(&said.node_name))).or_else(|| pod.map(str::to_owned));
     // A client without a Pod's name of its own is its machine's.
-    let machine = reader.env.get("NODE_NAME").map(|name| dns_name("NODE_NAME", name, name)).transpose()?;
-    let given = given.or(machine);
+    let given = given.or_else(|| machine.map(str::to_owned));
     let host_name = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     given
         .or_else(host_name)
@@ -288,21 +292,28 @@ pub fn kubernetes(
     if !needed && (local.seat.is_none() || role == Role::Client) {
         return Ok(None);
     }
-    if reader.env.get("KUBECONFIG").is_some() {
-        return Ok(Some(Access::Kubeconfig(None)));
-    }
-    if reader.env.get("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists() {
-        return Ok(Some(Access::InCluster));
-    }
-    if !needed {
-        return Ok(None);
-    }
-    let at_home = reader.env.get("HOME").is_some_and(|home| Path::new(home).join(".kube/config").exists());
-    if at_home {
-        return Ok(Some(Access::Kubeconfig(None)));
-    }
+    if needed { needed_kubernetes(reader).map(Some) } else { Ok(given_access(reader)) }
+}
+
+/// The same for a command that is nothing without it.
+///
+/// # Errors
+/// [`SettingsError::Missing`]: there is no way to it.
+pub fn needed_kubernetes(reader: Reader<'_>) -> Result<Access, SettingsError> {
+    let at_home = || reader.env.get("HOME").is_some_and(|home| Path::new(home).join(".kube/config").exists());
     let mend = "let a service account token be mounted (automountServiceAccountToken), or set KUBECONFIG";
-    Err(missing("the way to the Kubernetes API", mend))
+    given_access(reader)
+        .or_else(|| at_home().then_some(Access::Kubeconfig(None)))
+        .ok_or_else(|| missing("the way to the Kubernetes API", mend))
+}
+
+/// The way to the Kubernetes API that a Pod is given, or that kubectl would go.
+pub(super) fn given_access(reader: Reader<'_>) -> Option<Access> {
+    if reader.env.get("KUBECONFIG").is_some() {
+        return Some(Access::Kubeconfig(None));
+    }
+    let mounted = reader.env.get("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists();
+    mounted.then_some(Access::InCluster)
 }
 
 /// Whether a claim is kept where it can be: by the setting alone, never by what a call answers.

@@ -4,8 +4,7 @@
 //! agent says so). A signal is not a reliable way to leave, and Consul's own course goes on for seconds after the cluster has
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
-use crate::api::consul::{Agent, ApiError, Peers};
-use crate::api::kube::Event;
+use crate::api::consul::{Agent, ApiError, Member, Peers};
 use crate::record::lock::{Held, Lock};
 use crate::record::{RecordError, Volume};
 use crate::settings::Role;
@@ -14,11 +13,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 /// How often the others are asked whether they have let us go.
 const POLL: Duration = Duration::from_millis(100);
+/// How long gossip may need until the others know; then they are told by API, as often. Consul's own course gives up after 5 s
+/// of asking raft (1.22.6, `raftRemoveGracePeriod`), and a leader whom the news does not reach takes us for failed.
+const GOSSIP: Duration = Duration::from_secs(2);
+/// How long an agent that refuses the connection may be one that is just being started.
+const STARTING: Duration = Duration::from_secs(5);
 
 /// A leave that is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,11 +50,22 @@ pub enum LeaveError {
         #[source]
         cause: ApiError,
     },
+    /// Consul does not know us.
+    #[error(
+        "could not leave: Consul does not know our token (CONSUL_HTTP_TOKEN_FILE), which has expired or was deleted; one with the policy agent \"{node}\" {{ policy = \"write\" }} is needed"
+    )]
+    UnknownToken {
+        /// The node's name.
+        node: String,
+        /// What the agent said.
+        #[source]
+        cause: ApiError,
+    },
     /// The lock could not be had.
     #[error(transparent)]
     Lock(#[from] RecordError),
     /// Somebody else held the lock all the time.
-    #[error("could not leave: another convene stops on this volume, and did not end within {}", crate::time::text(*.waited))]
+    #[error("could not stop in good order: another convene stops on this volume, and did not end within {}", crate::time::text(*.waited))]
     Held {
         /// How long it was tried.
         waited: Duration,
@@ -63,6 +78,17 @@ pub enum LeaveError {
     /// The agent refused for another reason.
     #[error("could not leave: {0}")]
     Failed(#[source] ApiError),
+    /// It would have cost the cluster its quorum, or no leader could take part in it.
+    #[error("did not leave within {}, since {gate}; stopping without", crate::time::text(*.waited))]
+    Shut {
+        /// The gate, with its numbers.
+        gate: String,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// All others left meanwhile, so that what is left of the cluster is us.
+    #[error("did not leave, since nobody else votes any more")]
+    Alone,
     /// The others still list us.
     #[error("could not confirm the leave within {}: {last}", crate::time::text(*.waited))]
     Unconfirmed {
@@ -88,20 +114,21 @@ pub struct Leaver {
     pub role: Role,
 }
 
-/// Leaves, after whoever else does it on this volume, and notes it.
+/// Leaves, and notes it on the volume.
 ///
 /// # Errors
 /// [`LeaveError`].
-pub async fn leave_once(volume: &Volume, mut leaver: Leaver, deadline: Instant) -> Result<Left, LeaveError> {
-    let _stopping = stopping(volume, deadline).await?;
+pub async fn leave(volume: &Volume, mut leaver: Leaver, deadline: Instant) -> Result<Left, LeaveError> {
     let record = volume.read()?.record;
     leaver.addresses.extend(record.as_ref().and_then(|record| record.advertise));
     if leaver.addresses.is_empty() && leaver.role == Role::Server {
         return Err(LeaveError::NoAddress);
     }
     let known = record.map(|record| record.servers).unwrap_or_default();
-    let left = leaver.leave(&known, deadline).await?;
-    info!(took_ms = crate::init::millis(left.took), "left the cluster: {}", left.confirmed);
+    let begun = Instant::now();
+    let left = timeout_at(deadline, leaver.leave(&known, deadline)).await.unwrap_or_else(|_| {
+        Err(LeaveError::Unconfirmed { last: "the own agent does not answer".to_owned(), waited: begun.elapsed() })
+    })?;
     // A volume that cannot be written changes nothing about the leave.
     if let Err(error) = volume.change_record(|record| record.left = true) {
         warn!("{}", crate::exit::chain(&error));
@@ -109,27 +136,21 @@ pub async fn leave_once(volume: &Volume, mut leaver: Leaver, deadline: Instant) 
     Ok(left)
 }
 
-/// A leave as an Event.
-pub fn told(result: &Result<Left, LeaveError>) -> Event {
-    match result {
-        Ok(left) => Event {
-            reason: "Left",
-            warning: false,
-            message: format!("left the cluster in {}: {}", crate::time::text(left.took), left.confirmed),
-        },
-        Err(error) => Event { reason: "NotLeft", warning: true, message: crate::exit::chain(error) },
-    }
-}
-
 /// Waits until no other convene stops on this volume: a hook is not cut short by the TERM after it.
-async fn stopping(volume: &Volume, deadline: Instant) -> Result<Held, LeaveError> {
-    let begun = Instant::now();
+///
+/// # Errors
+/// [`LeaveError::Lock`], and [`LeaveError::Held`] when the deadline is over.
+pub async fn stopping(volume: &Volume, deadline: Instant) -> Result<Held, LeaveError> {
+    let (begun, mut said) = (Instant::now(), false);
     loop {
         if let Some(held) = volume.try_lock(Lock::Stopping)? {
             return Ok(held);
         }
         if Instant::now() >= deadline {
             return Err(LeaveError::Held { waited: begun.elapsed() });
+        }
+        if !std::mem::replace(&mut said, true) {
+            info!("this stop is done by another convene on this volume: waiting for it");
         }
         tokio::time::sleep(POLL).await;
     }
@@ -145,34 +166,73 @@ impl Leaver {
     async fn leave(&self, known: &[IpAddr], deadline: Instant) -> Result<Left, LeaveError> {
         let begun = Instant::now();
         let done = |confirmed: String| Ok(Left { confirmed, took: begun.elapsed() });
-        // A hook before this TERM may have done it.
-        if self.agent.describe().await.is_ok_and(|own| own.member.is_some_and(|member| member.has_left())) {
+        // A person may have done it.
+        let own = self.agent.describe().await;
+        if own.as_ref().is_ok_and(|own| own.member.as_ref().is_some_and(Member::has_left)) {
             return done("it had left already".to_owned());
         }
+        let known: BTreeSet<IpAddr> = known.iter().copied().collect();
         if self.role == Role::Client {
-            self.answered(self.agent.leave(deadline.saturating_duration_since(begun)).await)?;
-            return done("the agent answered that it has left".to_owned());
+            if let Err(error @ ApiError::Refused { .. }) = own {
+                return Err(LeaveError::NoAgent(error));
+            }
+            return done(self.leave_as_client(&known, deadline).await?);
         }
-        let peers = match self.agent.peers().await {
-            Ok(peers) => peers.iter().map(SocketAddr::ip).collect(),
-            Err(error) => return self.gone_without_the_agent(known, error, begun).await,
-        };
-        self.leave_as_server(peers, deadline, begun).await
+        let mut said = false;
+        loop {
+            let error = match self.agent.peers().await {
+                Ok(peers) => {
+                    return self.leave_as_server(peers.iter().map(SocketAddr::ip).collect(), deadline, begun).await;
+                }
+                Err(error) => error,
+            };
+            // That is well when the others have let us go.
+            if let View::Gone(server) = self.view(&known).await {
+                return done(format!("the raft peers of {server} lack us already"));
+            }
+            if !matches!(error, ApiError::Refused { .. }) || begun.elapsed() >= STARTING {
+                return Err(LeaveError::NoAgent(error));
+            }
+            if !std::mem::replace(&mut said, true) {
+                info!("{error}: it may be starting, and is asked again");
+            }
+        }
     }
 
-    /// The agent does not answer: that is well when the others have let us go.
-    async fn gone_without_the_agent(
-        &self,
-        known: &[IpAddr],
-        error: ApiError,
-        begun: Instant,
-    ) -> Result<Left, LeaveError> {
-        match self.view(&known.iter().copied().collect()).await {
-            View::Gone(server) => {
-                Ok(Left { confirmed: format!("the raft peers of {server} lack us already"), took: begun.elapsed() })
+    /// Over as soon as a server sees us as left. Where none may be asked for its members, the agent's own answer must do, which
+    /// comes seconds later.
+    async fn leave_as_client(&self, known: &BTreeSet<IpAddr>, deadline: Instant) -> Result<String, LeaveError> {
+        let asked = self.agent.leave(deadline.saturating_duration_since(Instant::now()));
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                answer = &mut asked => {
+                    self.answered(answer)?;
+                    return Ok("the agent answered that it has left".to_owned());
+                }
+                server = self.seen_as_left(known) => if let Some(server) = server {
+                    return Ok(format!("{server} sees us as left"));
+                }
             }
-            View::Listed(_) => Err(LeaveError::NoAgent(error)),
         }
+    }
+
+    /// Who sees this client as left.
+    async fn seen_as_left(&self, known: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        sleep(POLL).await;
+        let mut asking = JoinSet::new();
+        for (ip, agent) in known.iter().filter_map(|ip| Some((*ip, self.peers.at(*ip).ok()?))) {
+            let node = self.node.clone();
+            asking.spawn(async move { (ip, agent.member(&node).await) });
+        }
+        while let Some(answer) = asking.join_next().await {
+            if let Ok((ip, Ok(Some(member)))) = answer
+                && member.has_left()
+            {
+                return Some(ip);
+            }
+        }
+        None
     }
 
     async fn leave_as_server(&self, peers: Vec<IpAddr>, deadline: Instant, begun: Instant) -> Result<Left, LeaveError> {
@@ -186,8 +246,11 @@ impl Leaver {
             self.answered(asked.await)?;
             return Ok(Left { confirmed: "the agent answered that it has left".to_owned(), took: begun.elapsed() });
         }
-        let mut answered = false;
+        let (mut answered, mut helped) = (false, false);
         let mut last = "no other server has answered".to_owned();
+        let mut telling = JoinSet::new();
+        let unheard = sleep(GOSSIP);
+        tokio::pin!(unheard);
         loop {
             tokio::select! {
                 answer = &mut asked, if !answered => {
@@ -199,12 +262,40 @@ impl Leaver {
                 }
                 view = self.view(&others) => match view {
                     View::Gone(server) => {
-                        return Ok(Left { confirmed: format!("the raft peers of {server} lack us"), took: begun.elapsed() });
+                        let how = if helped { ", told by API since gossip was late" } else { "" };
+                        return Ok(Left { confirmed: format!("the raft peers of {server} lack us{how}"), took: begun.elapsed() });
                     }
-                    View::Listed(text) => last = text,
+                    View::Listed(text) => {
+                        last = text;
+                        // Consul would try for 15 s, and go on as the leader.
+                        if self.is_alone().await {
+                            return Err(LeaveError::Alone);
+                        }
+                    }
                 },
+                () = &mut unheard => {
+                    self.tell(&others, &mut telling);
+                    unheard.as_mut().reset(Instant::now() + GOSSIP);
+                }
+                Some(told) = telling.join_next() => helped |= told.is_ok_and(|told| told.is_ok()),
                 () = sleep_until(deadline) => return Err(LeaveError::Unconfirmed { last, waited: begun.elapsed() }),
             }
+        }
+    }
+
+    /// Whether our own agent has nobody but us in its raft configuration.
+    async fn is_alone(&self) -> bool {
+        let ours =
+            |peers: Vec<SocketAddr>| peers.iter().all(|peer| self.addresses.contains(&peer.ip())) && !peers.is_empty();
+        self.agent.peers().await.is_ok_and(ours)
+    }
+
+    /// Tells the others by API that we have left. Without operator:write none of them takes it, and gossip is waited for; an
+    /// agent that has not left yet refutes it.
+    fn tell(&self, others: &BTreeSet<IpAddr>, telling: &mut JoinSet<Result<(), ApiError>>) {
+        for agent in others.iter().filter_map(|ip| self.peers.at(*ip).ok()) {
+            let node = self.node.clone();
+            telling.spawn(async move { agent.force_leave(&node).await });
         }
     }
 
@@ -215,6 +306,7 @@ impl Leaver {
             Err(ApiError::Silent { url, waited }) => {
                 Err(LeaveError::Unconfirmed { last: format!("{url} gave no answer"), waited })
             }
+            Err(cause) if cause.is_unknown_token() => Err(LeaveError::UnknownToken { node: self.node.clone(), cause }),
             Err(cause) if cause.is_denied() => Err(LeaveError::Denied { node: self.node.clone(), cause }),
             Err(cause) => Err(LeaveError::Failed(cause)),
         }
@@ -222,7 +314,7 @@ impl Leaver {
 
     /// What the others see of us, asked all at once; the first one that has let us go decides.
     async fn view(&self, others: &BTreeSet<IpAddr>) -> View {
-        tokio::time::sleep(POLL).await;
+        sleep(POLL).await;
         let mut asking = JoinSet::new();
         for ip in others.iter().copied() {
             let leaver = self.clone();

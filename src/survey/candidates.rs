@@ -1,32 +1,39 @@
 //! Who is to be asked: the questions to the sources, and the candidates for servers that their answers make.
 //!
 //! Takes a source's question and its answer, gives candidates; takes what the candidates answered, gives one verdict each. A
-//! name's earlier addresses stay candidates, but count only when they answer as a server.
+//! name's earlier addresses stay candidates of their own: they are asked and never joined, and count only when they answer as
+//! a server.
 
 use super::Other;
 use super::agents::{Heard, Verdict};
 use super::dns::{Dns, LookupError};
 use super::kube::{Pods, by_api};
 use super::statefulset::Sibling;
+use super::strangers::Stranger;
 use crate::api::kube::Kube;
 use crate::settings::source::{Host, HostName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What one name has had.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
-    /// Every address that it ever had.
-    pub(super) ever: BTreeSet<IpAddr>,
+    /// Every address that it ever had, and when it was last told.
+    pub(super) ever: BTreeMap<IpAddr, Instant>,
     /// Those of its newest answer that had any.
     pub(super) newest: BTreeSet<IpAddr>,
     /// Those that outlive the Pod, and are joined instead of the others.
     pub(super) stable: BTreeSet<IpAddr>,
     /// Whose address it is, and serf's port there, where the answer tells.
     pub(super) names: BTreeMap<IpAddr, (String, Option<u16>)>,
+    /// Whose Pods have these addresses, where that is another StatefulSet than ours.
+    pub(super) strangers: BTreeMap<IpAddr, String>,
     /// Why there is no address, where the answer tells.
     pub(super) absent: Option<String>,
+    /// As [`Answer::exact`], of the newest answer.
+    pub(super) exact: bool,
 }
 
 /// What a source answered to one question.
@@ -38,6 +45,8 @@ pub(super) struct Answer {
     pub(super) stable: BTreeSet<IpAddr>,
     /// As [`Known::names`].
     pub(super) names: BTreeMap<IpAddr, (String, Option<u16>)>,
+    /// As [`Known::strangers`].
+    pub(super) strangers: BTreeMap<IpAddr, String>,
     /// As [`Known::absent`].
     pub(super) absent: Option<String>,
     /// What is not in it does not exist: true of the Kubernetes API, not of DNS, whose empty answers may be old.
@@ -47,9 +56,9 @@ pub(super) struct Answer {
 // === impl Known ===
 
 impl Known {
-    /// Takes an answer in. Nothing that was known is forgotten but by an exact answer, and even then it is asked once more.
+    /// Takes an answer in. No error and no empty answer but an exact one makes it forget anything, and even then it is asked on for a while.
     pub(super) fn learn(&mut self, answer: Answer) {
-        self.ever.extend(&answer.found);
+        self.ever.extend(answer.found.iter().map(|ip| (*ip, Instant::now())));
         if answer.exact || !answer.found.is_empty() {
             self.newest = answer.found;
         }
@@ -57,9 +66,15 @@ impl Known {
             self.stable = answer.stable;
         }
         self.names.extend(answer.names);
+        self.strangers = answer.strangers;
         self.absent = answer.absent;
+        self.exact = answer.exact;
     }
 }
+
+/// An earlier address is asked for this long after its name was last said to have it: caches of DNS, which may tell old and new ones
+/// in turn, are over by then, and whoever has it is none of ours.
+const FORGOTTEN: Duration = Duration::from_secs(120);
 
 /// Somebody to ask about, before it was asked.
 #[derive(Debug, Clone)]
@@ -70,8 +85,14 @@ pub(super) struct Candidate {
     pub(super) port: Option<u16>,
     /// Those that count, whatever they answer.
     pub(super) newest: BTreeSet<IpAddr>,
-    /// Those that count only when they answer as a server.
+    /// Those that it had earlier in this run. They count only when they answer as a server, and then as one of its own.
     pub(super) older: BTreeSet<IpAddr>,
+    /// The newest ones are its own, for certain: the Kubernetes API says so, or they were given by hand.
+    pub(super) sure: bool,
+    /// Why it is none of ours, where that is known before it is asked.
+    pub(super) stranger: Option<Stranger>,
+    /// It is joined: a source names it, or it has shown that it is of our cluster.
+    pub(super) joined: bool,
     /// Those to join instead.
     pub(super) stable: BTreeSet<IpAddr>,
     /// Why it has no address, where that is known.
@@ -89,8 +110,10 @@ pub(super) enum Kind {
     Named,
     /// An address given by hand, or listed by a leader: the same, under no name of its own.
     Address,
-    /// An address that a name had: a server only if it answers as one.
+    /// An address that a name has: a server only if it answers as one.
     Found,
+    /// A server that this one knew last: asked while nobody names any, and joined only when it is of our cluster still.
+    Remembered,
 }
 
 /// One question to a source.
@@ -180,7 +203,8 @@ impl Asked {
     }
 
     pub(super) fn candidates(&self, known: &Known, problem: Option<String>) -> Vec<Candidate> {
-        let older: BTreeSet<IpAddr> = known.ever.difference(&known.newest).copied().collect();
+        let asked = |(ip, told): &(&IpAddr, &Instant)| !known.newest.contains(ip) && told.elapsed() < FORGOTTEN;
+        let older: BTreeSet<IpAddr> = known.ever.iter().filter(asked).map(|(ip, _)| *ip).collect();
         let one = |name: &str, kind: Kind, host: Option<String>, port: Option<u16>| Candidate {
             name: name.to_owned(),
             kind,
@@ -188,6 +212,9 @@ impl Asked {
             port,
             newest: known.newest.clone(),
             older: older.clone(),
+            sure: known.exact || kind == Kind::Named,
+            stranger: None,
+            joined: true,
             stable: known.stable.clone(),
             absent: known.absent.clone(),
             problem: problem.clone().filter(|_| known.ever.is_empty()),
@@ -198,7 +225,8 @@ impl Asked {
                 one(name, Kind::Named, Some(name.trim_end_matches('.').to_owned()), *port).split()
             }
             Self::Fixed(host @ Host { name: HostName::Ip(ip), port }) => {
-                vec![Candidate { name: host.to_string(), port: *port, ..Candidate::listed(*ip) }]
+                let named = Candidate { name: host.to_string(), port: *port, ..Candidate::listed(*ip) };
+                vec![Candidate { sure: true, joined: true, ..named }]
             }
             Self::Name(_) | Self::Service(_) | Self::Pods(_) => {
                 let found = |ip: &IpAddr| {
@@ -206,7 +234,8 @@ impl Asked {
                         // Not the bare name: a Pod of another namespace may have a sibling's.
                         (format!("{pod} ({ip})"), *port)
                     });
-                    Candidate { kind: Kind::Found, name, port, ..Candidate::listed(*ip) }
+                    let stranger = known.strangers.get(ip).cloned().map(Stranger::Pod);
+                    Candidate { kind: Kind::Found, name, port, stranger, joined: true, ..Candidate::listed(*ip) }
                 };
                 let newest = known.newest.iter().map(found);
                 let old = older.iter().map(|ip| Candidate {
@@ -242,6 +271,11 @@ pub(super) async fn stable_by_dns(dns: &Dns, sibling: &Sibling) -> Result<BTreeS
 // === impl Candidate ===
 
 impl Candidate {
+    /// One of the servers that were known last.
+    pub(super) fn last(ip: IpAddr) -> Self {
+        Self { name: format!("{ip}, known last"), kind: Kind::Remembered, ..Self::listed(ip) }
+    }
+
     /// A server that is known by its address alone.
     pub(super) fn listed(ip: IpAddr) -> Self {
         Self {
@@ -251,10 +285,18 @@ impl Candidate {
             port: None,
             newest: BTreeSet::from([ip]),
             older: BTreeSet::new(),
+            sure: false,
+            stranger: None,
+            joined: false,
             stable: BTreeSet::new(),
             absent: None,
             problem: None,
         }
+    }
+
+    /// The addresses at which it is asked.
+    pub(super) fn asked_at(&self) -> impl Iterator<Item = IpAddr> {
+        self.newest.iter().chain(&self.older).copied().filter(|_| self.stranger.is_none())
     }
 
     /// One server has one address of a family: a name with several of one stands for several servers.
@@ -288,15 +330,32 @@ impl Candidate {
         }
     }
 
-    /// What it answered, address by address, and what follows for the server.
-    pub(super) fn judged(self, asked: &BTreeMap<IpAddr, Heard>) -> Other {
-        let heard = |ip: &IpAddr| match asked.get(ip) {
-            Some(Heard::Server(heard)) => heard.clone(),
-            Some(Heard::NoServer) => Verdict::Absent(format!("{ip} refuses the server port")),
-            None => Verdict::Unknown(format!("{ip} was not asked")),
+    /// What it answered, address by address, and what follows for the server; and who answers where it was earlier.
+    pub(super) fn judged(self, asked: &BTreeMap<IpAddr, Heard>) -> Vec<Other> {
+        let heard = |ip: &IpAddr| match (asked.get(ip), &self.stranger) {
+            (_, Some(stranger)) => Verdict::Stranger(stranger.clone()),
+            (Some(Heard::Server(heard)), _) => heard.clone(),
+            (Some(Heard::NoServer), _) => Verdict::Absent(format!("{ip} refuses the server port")),
+            (None, _) => Verdict::Unknown(format!("{ip} was not asked")),
         };
+        let older = self.older.iter().filter(|ip| !self.stable.contains(ip)).map(|ip| (*ip, heard(ip)));
+        let earlier = older.filter(|(_, verdict)| verdict.is_server()).map(|(ip, verdict)| Other {
+            name: format!("{}, earlier at {ip}", self.name),
+            certain: false,
+            listed: true,
+            sure: false,
+            host: None,
+            awaited: false,
+            port: None,
+            reports: BTreeMap::from([(ip, verdict.clone())]),
+            stable: BTreeSet::new(),
+            verdict,
+        });
+        let mut others: Vec<Other> = earlier.collect();
+        if self.kind == Kind::Found && self.newest.is_empty() && !others.is_empty() {
+            return others;
+        }
         let mut reports: BTreeMap<IpAddr, Verdict> = self.newest.iter().map(|ip| (*ip, heard(ip))).collect();
-        reports.extend(self.older.iter().map(|ip| (*ip, heard(ip))).filter(|(_, verdict)| verdict.is_server()));
         let awaited = self.absent.is_some() && self.stable.is_empty();
         let nothing = match (self.problem, self.absent) {
             (Some(problem), _) => Verdict::Unknown(problem),
@@ -311,17 +370,19 @@ impl Candidate {
                 reports.entry(*ip).or_insert_with(|| best.clone());
             }
         }
-        Other {
+        others.push(Other {
             name: self.name,
-            certain: self.kind != Kind::Found,
-            listed: false,
+            certain: !matches!(self.kind, Kind::Found | Kind::Remembered),
+            listed: !self.joined,
+            sure: self.sure,
             host: self.host,
             awaited,
             port: self.port,
             reports,
             stable: self.stable,
             verdict: best.unwrap_or(nothing),
-        }
+        });
+        others
     }
 }
 
@@ -340,6 +401,10 @@ pub(super) fn merged(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
                 other.newest.extend(&one.newest);
                 other.older.extend(one.older.difference(&other.newest).copied().collect::<Vec<_>>());
                 other.stable.extend(&one.stable);
+                other.sure |= one.sure;
+                if other.kind == Kind::Found {
+                    other.stranger = other.stranger.take().or(one.stranger);
+                }
                 other.host = other.host.take().or(one.host);
                 other.port = other.port.or(one.port);
                 if !other.newest.is_empty() {

@@ -17,6 +17,8 @@ pub(super) struct Pods {
     pub(super) kube: Kube,
     pub(super) namespace: String,
     pub(super) selector: Selector,
+    /// Our namespace and StatefulSet, when we are a server in one: Pods of another one are strangers.
+    pub(super) ours: Option<(String, String)>,
 }
 
 // === impl Pods ===
@@ -27,11 +29,22 @@ impl Pods {
         let Selector { labels, fields, host_network, .. } = &self.selector;
         let pods = self.kube.pods(&self.namespace, labels, fields).await?;
         let address = |pod: &Pod| if *host_network { pod.host_ip } else { pod.ips.first().copied() };
-        let counting = pods.into_iter().filter(|pod| !pod.over && !pod.terminating);
-        let names = counting.filter_map(|pod| Some((address(&pod)?, (pod.name, pod.join_port)))).collect();
-        let mut answer = Answer { names, exact: true, ..Answer::default() };
+        let mut answer = Answer { exact: true, ..Answer::default() };
+        for pod in pods.into_iter().filter(|pod| !pod.over && !pod.is_terminating()) {
+            let Some(ip) = address(&pod) else { continue };
+            answer.strangers.extend(self.owned_by_another(&pod).map(|owner| (ip, owner)));
+            answer.names.insert(ip, (pod.name, pod.join_port));
+        }
         answer.found = answer.names.keys().copied().collect();
         Ok(answer)
+    }
+
+    /// The other StatefulSet that a Pod belongs to, for people.
+    fn owned_by_another(&self, pod: &Pod) -> Option<String> {
+        let (namespace, statefulset) = self.ours.as_ref()?;
+        let owner = pod.statefulset.as_ref()?;
+        let ours = owner == statefulset && self.namespace == *namespace;
+        (!ours).then(|| format!("StatefulSet {owner} in namespace {}", self.namespace))
     }
 }
 

@@ -8,6 +8,7 @@ use super::dns::{Dns, LookupError};
 use crate::api::kube::{Kube, Service};
 use crate::record::Record;
 use crate::settings::{Local, Stable, Survey};
+use crate::time::SAY_EVERY;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -21,8 +22,6 @@ use uuid::Uuid;
 const HAIRPIN: Duration = Duration::from_secs(10);
 /// How long DNS may go on giving the address of a Service that was deleted: CoreDNS caches for 30 s.
 const STALE: Duration = Duration::from_secs(45);
-/// As every other wait.
-const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How often the address is asked for again meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -94,6 +93,25 @@ pub async fn find(
         warn!("{why}; the Pod's own address is advertised");
         return Ok(None);
     }
+}
+
+/// The stable address that a start would find now, without trying it (hairpin), since an agent may have the port; `None`: there
+/// is none.
+///
+/// # Errors
+/// Why it cannot be told.
+pub async fn service_address(
+    local: &Local,
+    settings: &Survey,
+    dns: &Dns,
+    kube: Option<&Kube>,
+    recorded: Option<IpAddr>,
+) -> Result<Option<IpAddr>, String> {
+    let found = look(local, settings, dns, kube).await.map_err(|error| error.to_string())?;
+    // Who is called beside an agent has its recorded address among its own.
+    let mut local = local.clone();
+    local.own_addresses.retain(|own| Some(*own) != recorded);
+    Ok(found.stable(&local, recorded))
 }
 
 /// Neither the API nor DNS tells.
@@ -273,7 +291,7 @@ fn greeting() -> [u8; 16] {
 const MAGIC: &[u8; 8] = b"convene\n";
 
 /// Whether who answers on a server port is a convene that prepares the start of its agent.
-pub(super) async fn is_preparing(stream: &mut TcpStream) -> bool {
+pub async fn is_preparing(stream: &mut TcpStream) -> bool {
     let mut word = [0; 16];
     timeout(GREETED, stream.read_exact(&mut word)).await.is_ok_and(|read| read.is_ok()) && word.starts_with(MAGIC)
 }

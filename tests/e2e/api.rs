@@ -1,14 +1,11 @@
-//! The Kubernetes API as a source: what it takes, what is said when it may not be asked, and what happens while it is away.
+//! The Kubernetes API as a source: what it takes, and what is said when it may not be asked.
 
 use crate::servers;
-use crate::support::cluster::request;
-use crate::support::kubernetes::breaking::Broken;
-use crate::support::kubernetes::namespace::{Namespace, SERVERS, Source, json_patch, patch, server};
-use crate::support::skip::needs_cluster_tool;
+use crate::support::kubernetes::namespace::{Namespace, SERVERS, server};
+use crate::support::kubernetes::source::{Source, json_patch, patch};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
 
 /// The number of servers given, and no claim.
 fn alone() -> Value {
@@ -35,7 +32,7 @@ fn a_missing_role_is_named_and_the_number_of_servers_is_asked_for() {
     // What a person may do instead: give the number, and do without a claim. Everything else is found by DNS.
     namespace.apply(&without_role(servers()).with(alone()));
     // A rollout waits for the first new Pod to be Ready, which cannot be before the others are new too.
-    namespace.kubectl(&["delete", "pods", "-l", SERVERS]);
+    namespace.delete_pods(&["-l", SERVERS]);
     namespace.formed(3);
     namespace.line(&server(0), "consul", &[denied, "deploy/server/access.yaml"]);
 }
@@ -108,7 +105,7 @@ fn an_application_of_another_namespace_finds_the_servers_by_their_label_with_a_r
     let labels = "app.kubernetes.io/name=consul,app.kubernetes.io/component=server";
     let source = format!("--discover=provider=k8s label_selector=\"{labels}\" namespace={}", namespace.name());
     let image = &namespace.images().convene;
-    namespace.create_object(&json!({
+    namespace.create_object(&namespace.secured().asking(json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "app", "namespace": beside},
@@ -122,74 +119,11 @@ fn an_application_of_another_namespace_finds_the_servers_by_their_label_with_a_r
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
             }],
         },
-    }));
+    })));
     let state = || namespace.get_in(&beside, "pods/app").unwrap_or_default()["status"]["phase"].clone();
     namespace.wait_for("the application's end", || state() == "Succeeded" || state() == "Failed");
     let log = namespace.logs_in(&beside, "app", "app");
     assert_eq!(state(), "Succeeded", "{log}");
     let found: BTreeSet<IpAddr> = log.lines().filter_map(|line| line.parse().ok()).collect();
     assert!(found.is_superset(&namespace.addresses(SERVERS)), "{log}");
-}
-
-#[test]
-fn an_api_server_that_is_away_for_30_s_during_the_start_keeps_nobody_from_forming() {
-    let test = "an_api_server_that_is_away_for_30_s_during_the_start_keeps_nobody_from_forming";
-    let Some(breaking) = needs_cluster_tool(test) else { return };
-    let namespace = Namespace::new(test);
-    namespace.apply(&servers());
-    namespace.wait_for("Pods that have an address", || namespace.addresses(SERVERS).len() == 3);
-    let down = Broken::stop(&breaking, "apiserver");
-    let begun = Instant::now();
-    // What is tested is a time.
-    std::thread::sleep(Duration::from_secs(30).saturating_sub(begun.elapsed()));
-    down.mend();
-    namespace.formed(3);
-}
-
-#[test]
-fn servers_with_data_find_a_leader_although_the_api_and_dns_are_away() {
-    let test = "servers_with_data_find_a_leader_although_the_api_and_dns_are_away";
-    let Some(breaking) = needs_cluster_tool(test) else { return };
-    let namespace = Namespace::new(test);
-    namespace.apply(&servers());
-    let voters = namespace.formed(3);
-    namespace.put(&server(0), "kept", "yes");
-    let agents: Vec<SocketAddr> =
-        namespace.addresses(SERVERS).into_iter().map(|ip| SocketAddr::new(ip, 8500)).collect();
-    assert_eq!(agents.len(), 3);
-    let _dns = Broken::stop(&breaking, "coredns");
-    let api = Broken::stop(&breaking, "apiserver");
-    let killed = first_processes(namespace.name());
-    assert_eq!(killed.len(), 3, "{killed:?}");
-    for pid in killed {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    }
-    // The Pods keep their addresses, and kubelet starts the containers again without anybody's help.
-    let leader = |agent: &SocketAddr| {
-        let answer = request(*agent, "GET", "/v1/kv/kept?raw&consistent", "");
-        answer.is_some_and(|(status, body)| status == 200 && body == "yes")
-    };
-    let begun = Instant::now();
-    while !agents.iter().all(leader) {
-        assert!(begun.elapsed() < Duration::from_secs(300), "no leader without the API and DNS");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    println!("{:.1} s from the kill to a consistent read at all three", begun.elapsed().as_secs_f64());
-    api.mend();
-    namespace.wait_for("the API again", || !namespace.pods(SERVERS).is_empty());
-    assert_eq!(namespace.formed(3), voters);
-}
-
-/// The first processes of the containers of a namespace's Pods, all of which run on this machine.
-fn first_processes(namespace: &str) -> Vec<i32> {
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let wanted = format!("POD_NAMESPACE={namespace}");
-    let is_first = |pid: &i32| {
-        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let (environ, status) = (read("environ"), String::from_utf8_lossy(&read("status")).into_owned());
-        let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-        environ.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
-            && inside.split_whitespace().nth(1) == Some("1")
-    };
-    all.filter(is_first).collect()
 }

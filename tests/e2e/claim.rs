@@ -1,22 +1,26 @@
 //! Disks that are lost: one of them, or all, with and without the StatefulSet. No second cluster, and nobody votes with an
 //! empty disk.
 
-use crate::servers;
-use crate::support::kubernetes::namespace::{Namespace, SERVERS, Source, Voter, patch, server};
-use serde_json::{Value, json};
+use crate::support::kubernetes::namespace::{Namespace, SERVERS, Voter, server};
+use crate::support::kubernetes::secured::{ACLS, TLS};
+use crate::support::kubernetes::source::Source;
+use crate::support::kubernetes::watcher::while_watched;
+use crate::{Folder, servers};
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 const CLAIM: &str = "configmaps/consul-server-convene";
 
-fn claim(namespace: &Namespace) -> BTreeMap<String, String> {
+pub fn claim(namespace: &Namespace) -> BTreeMap<String, String> {
     let data = namespace.get(CLAIM).unwrap_or_default()["data"].clone();
     serde_json::from_value(data).unwrap_or_default()
 }
 
 /// Three servers whose cluster is claimed, with something in it.
-fn claimed(test: &str) -> (Namespace, Vec<Voter>) {
+pub fn claimed(test: &str, source: &Source) -> (Namespace, Vec<Voter>) {
     let namespace = Namespace::new(test);
-    namespace.apply(&servers());
+    namespace.apply(source);
     let voters = namespace.formed(3);
     namespace.put(&server(0), "kept", "yes");
     namespace.wait_for("the claim", || claim(&namespace).get("state").is_some_and(|state| state == "formed"));
@@ -32,22 +36,19 @@ fn lose_all_disks(namespace: &Namespace) {
     namespace.kubectl(&["scale", "statefulset", "consul-server", "--replicas=3"]);
 }
 
-fn forced(id: &str) -> Source {
-    let env = json!([{"name": "CONVENE_NEW_CLUSTER", "value": format!("force:{id}")}]);
-    let container = json!({"name": "consul", "env": env});
-    servers().with(patch(
-        "StatefulSet",
-        "consul-server",
-        json!({"spec": {"template": {"spec": {"containers": [container]}}}}),
-    ))
-}
+in_both_folders!(
+    a_server_that_lost_its_disk_has_its_predecessor_removed_and_votes_again,
+    wiped_disks_found_nothing_until_it_is_forced_and_by_force_once,
+    a_statefulset_that_is_deleted_with_its_volumes_and_applied_again_founds_anew,
+);
 
 #[test]
 fn a_cluster_is_claimed_with_its_expect_and_its_voters() {
-    let (namespace, voters) = claimed("a_cluster_is_claimed_with_its_expect_and_its_voters");
+    let (namespace, voters) = claimed("a_cluster_is_claimed_with_its_expect_and_its_voters", &servers());
     let claim = claim(&namespace);
     assert_eq!(claim["expect"], "3");
-    for voter in voters {
+    // Without a token, which comes after the leader, nobody tells who votes.
+    for voter in voters.into_iter().filter(|_| !namespace.secured().has(ACLS)) {
         assert!(claim["nodes"].contains(&voter.id), "{claim:?}");
     }
     let owner = namespace.get(CLAIM).unwrap()["metadata"]["ownerReferences"][0]["uid"].clone();
@@ -55,62 +56,80 @@ fn a_cluster_is_claimed_with_its_expect_and_its_voters() {
     assert_eq!(owner, Value::from(statefulset));
 }
 
-#[test]
-fn a_server_that_lost_its_disk_has_its_predecessor_removed_and_votes_again() {
-    let (namespace, voters) = claimed("a_server_that_lost_its_disk_has_its_predecessor_removed_and_votes_again");
+fn a_server_that_lost_its_disk_has_its_predecessor_removed_and_votes_again(test: &str, folder: Folder) {
+    let (namespace, voters) = claimed(test, &folder.source());
     let before = namespace.lives(SERVERS);
-    namespace.kubectl(&["delete", "persistentvolumeclaim", "data-consul-server-1", "--wait=false"]);
-    namespace.kubectl(&["delete", "pod", &server(1), "--wait=false"]);
-    namespace.wait_for("another Pod in its place", || {
-        namespace.lives(SERVERS).get(&server(1)).is_some_and(|life| life.0 != before[&server(1)].0)
+    let (took, written) = while_watched(&namespace, 3, || {
+        let begun = Instant::now();
+        namespace.kubectl(&["delete", "persistentvolumeclaim", "data-consul-server-1", "--wait=false"]);
+        namespace.kubectl(&["delete", "pod", &server(1), "--wait=false"]);
+        namespace.wait_for("another Pod in its place", || {
+            namespace.lives(SERVERS).get(&server(1)).is_some_and(|life| life.0 != before[&server(1)].0)
+        });
+        if namespace.secured().has(ACLS) && !namespace.secured().has(TLS) {
+            // A token goes to other servers over verified TLS only: a person removes it.
+            namespace.line(&server(1), folder.decides, &["may not remove it for us", "over verified TLS only"]);
+            namespace.agent(&server(0), "PUT", "/v1/agent/force-leave/consul-server-1", "");
+        } else {
+            namespace.line(&server(1), folder.decides, &["asked the leader to remove our predecessor"]);
+        }
+        namespace.line(&server(1), folder.decides, &["decided", "\"rule\":\"5\""]);
+        namespace.wait_for("another server in its place", || {
+            let now = namespace.voters(&server(0));
+            now.len() == 3 && now.iter().any(|one| voters.iter().all(|old| old.id != one.id))
+        });
+        begun.elapsed()
     });
-    namespace.line(&server(1), "consul", &["asked the leader to remove our predecessor"]);
-    namespace.line(&server(1), "consul", &["decided", "\"rule\":\"5\""]);
-    let ids = |voters: &[Voter]| voters.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
-    namespace.wait_for("another server in its place", || {
-        let now = namespace.voters(&server(0));
-        now.len() == 3 && ids(&now) != ids(&voters)
-    });
-    assert_eq!(namespace.formed(3).len(), 3);
+    namespace.formed(3);
+    let count = written.is_kept(&namespace, 3);
+    let (took, gap) = (took.as_secs_f64(), written.gap.as_secs_f64());
+    println!("{took:.1} s until it votes again; {count} writes were acknowledged, the longest gap was {gap:.1} s");
     assert_eq!(namespace.value(&server(1), "kept").as_deref(), Some("yes"));
 }
 
-#[test]
-fn wiped_disks_found_nothing_until_it_is_forced_and_by_force_once() {
-    let (namespace, voters) = claimed("wiped_disks_found_nothing_until_it_is_forced_and_by_force_once");
+fn wiped_disks_found_nothing_until_it_is_forced_and_by_force_once(test: &str, folder: Folder) {
+    let (namespace, voters) = claimed(test, &folder.source());
     let id = claim(&namespace)["id"].clone();
     lose_all_disks(&namespace);
     for ordinal in 0..3 {
-        namespace.line(&server(ordinal), "consul", &["waiting: rule 6", &format!("--new-cluster=force:{id}")]);
+        let parts = ["waiting: rule 6", &format!("--new-cluster=force:{id}")];
+        namespace.line(&server(ordinal), folder.decides, &parts);
     }
-    namespace.apply(&forced(&id));
-    namespace.kubectl(&["delete", "pods", "-l", SERVERS]);
-    let after = namespace.formed(3);
-    assert!(after.iter().all(|one| voters.iter().all(|old| old.id != one.id)), "{after:?}");
+    namespace.apply(&folder.source().setting("CONVENE_NEW_CLUSTER", &format!("force:{id}")));
+    namespace.delete_pods(&["-l", SERVERS]);
+    founded_anew(&namespace, &voters);
     let now = claim(&namespace);
     assert!(now["forced"].contains(&id) && now["id"] != id, "{now:?}");
-    assert_eq!(namespace.value(&server(0), "kept"), None);
-    // The flag is still in the template.
+    // The flag is still in the manifest.
     namespace.wait_for("the claim", || claim(&namespace)["state"] == "formed");
     lose_all_disks(&namespace);
-    namespace.line(&server(0), "consul", &["waiting: rule 6"]);
+    namespace.line(&server(0), folder.decides, &["waiting: rule 6"]);
 }
 
-#[test]
-fn a_statefulset_that_is_deleted_with_its_volumes_and_applied_again_founds_anew() {
-    let (namespace, voters) = claimed("a_statefulset_that_is_deleted_with_its_volumes_and_applied_again_founds_anew");
-    namespace.delete(&servers());
+fn a_statefulset_that_is_deleted_with_its_volumes_and_applied_again_founds_anew(test: &str, folder: Folder) {
+    let (namespace, voters) = claimed(test, &folder.source());
+    namespace.delete(&folder.source());
     namespace.wait_for("no Pods", || namespace.pods(SERVERS).is_empty());
     namespace.kubectl(&["delete", "persistentvolumeclaims", "--all"]);
     namespace.empty_volumes();
-    namespace.apply(&servers());
-    let after = namespace.formed(3);
-    assert!(after.iter().all(|one| voters.iter().all(|old| old.id != one.id)), "{after:?}");
+    namespace.apply(&folder.source());
+    founded_anew(&namespace, &voters);
+    for ordinal in 0..3 {
+        let log = namespace.logs(&server(ordinal), folder.decides);
+        assert!(!log.contains("waiting: rule 6"), "{log}");
+    }
+}
+
+/// Three other servers, and nothing of what the earlier ones had.
+fn founded_anew(namespace: &Namespace, earlier: &[Voter]) {
+    let now = namespace.formed(3);
+    assert!(now.iter().all(|one| earlier.iter().all(|old| old.id != one.id)), "{now:?}");
+    assert_eq!(namespace.value(&server(0), "kept"), None);
 }
 
 #[test]
 fn a_claim_outlives_a_statefulset_that_is_deleted_without_its_pods() {
-    let (namespace, voters) = claimed("a_claim_outlives_a_statefulset_that_is_deleted_without_its_pods");
+    let (namespace, voters) = claimed("a_claim_outlives_a_statefulset_that_is_deleted_without_its_pods", &servers());
     let id = claim(&namespace)["id"].clone();
     namespace.kubectl(&["delete", "statefulset", "consul-server", "--cascade=orphan"]);
     namespace.apply(&servers());

@@ -1,6 +1,7 @@
 //! Every folder and component of `deploy/`: it comes together as it stands, and what it shows of itself.
 
-use crate::support::kubernetes::namespace::{Namespace, SERVERS, Source, server};
+use crate::support::kubernetes::namespace::{Namespace, SERVERS, server};
+use crate::support::kubernetes::source::Source;
 use crate::{anywhere, by_dns, servers};
 
 fn init() -> Source {
@@ -37,7 +38,7 @@ fn servers_with_consul_as_pid_1_come_together_and_watch_notes_it() {
     }
     // A stop, and what kubelet does around it.
     let before = namespace.voters(&server(0));
-    namespace.kubectl(&["delete", "pod", &server(2)]);
+    namespace.delete_pods(&[&server(2)]);
     namespace.wait_for("another Pod in its place", || namespace.all_ready(SERVERS, 3));
     assert_eq!(namespace.formed(3), before, "the same names, node IDs and addresses");
 }
@@ -69,22 +70,4 @@ fn five_servers_come_together() {
 #[test]
 fn one_server_is_a_cluster() {
     come_together("one_server_is_a_cluster", &Source::new("deploy/server-one"), 1, true);
-}
-
-#[test]
-fn what_is_deleted_leaves_the_claims_and_what_is_applied_again_finds_its_data() {
-    let namespace = Namespace::new("what_is_deleted_leaves_the_claims_and_what_is_applied_again_finds_its_data");
-    namespace.apply(&servers());
-    let voters = namespace.formed(3);
-    namespace.put(&server(0), "kept", "yes");
-    namespace.delete(&servers());
-    namespace.wait_for("no Pods", || namespace.pods(SERVERS).is_empty());
-    let claims = namespace.get("persistentvolumeclaims").unwrap();
-    assert_eq!(claims["items"].as_array().unwrap().len(), 3);
-    namespace.apply(&servers());
-    let ids = |voters: &[crate::support::kubernetes::namespace::Voter]| {
-        voters.iter().map(|one| (one.name.clone(), one.id.clone())).collect::<Vec<_>>()
-    };
-    assert_eq!(ids(&namespace.formed(3)), ids(&voters), "their Services are new ones, and so are their addresses");
-    assert_eq!(namespace.value(&server(1), "kept").as_deref(), Some("yes"));
 }

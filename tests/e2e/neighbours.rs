@@ -1,6 +1,7 @@
 //! Who lives beside the servers: clients, and applications of other namespaces.
 
-use crate::support::kubernetes::namespace::{Namespace, SERVERS, json_patch, server};
+use crate::support::kubernetes::namespace::{Namespace, SERVERS, server};
+use crate::support::kubernetes::source::json_patch;
 use crate::{anywhere, servers};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -86,7 +87,7 @@ fn an_application_of_another_namespace_finds_the_servers_by_dns_without_any_righ
     let (pod, container) = restricted();
     let image = &namespace.images().convene;
     let source = format!("--discover=dns:consul-server.{}.svc", namespace.name());
-    namespace.create_object(&json!({
+    namespace.create_object(&namespace.secured().asking(json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "app", "namespace": beside},
@@ -101,7 +102,7 @@ fn an_application_of_another_namespace_finds_the_servers_by_dns_without_any_righ
                 "securityContext": container,
             }],
         },
-    }));
+    })));
     let state = || namespace.get_in(&beside, "pods/app").unwrap_or_default()["status"]["phase"].clone();
     namespace.wait_for("the application's end", || state() == "Succeeded" || state() == "Failed");
     let log = namespace.logs_in(&beside, "app", "app");

@@ -1,13 +1,14 @@
 //! Three servers: how they come together, and what is left when one or all of them go.
 
-use crate::support::kubernetes::breaking::Broken;
-use crate::support::kubernetes::namespace::{Namespace, SERVERS, Voter, patch, server};
-use crate::support::skip::needs_cluster_tool;
-use crate::{anywhere, by_dns, servers};
+use crate::support::kubernetes::namespace::{Namespace, SERVERS, Voter, server};
+use crate::support::kubernetes::source::patch;
+use crate::{Folder, anywhere, by_dns, five_services, servers};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+in_both_folders!(servers_whose_services_got_other_addresses_return_there_with_their_data);
 
 #[test]
 fn three_servers_come_together_by_one_apply() {
@@ -31,7 +32,7 @@ fn a_server_deleted_by_force_returns_as_itself() {
     let voters = namespace.formed(3);
     namespace.put(&server(0), "kept", "yes");
     let before = namespace.lives(SERVERS);
-    namespace.kubectl(&["delete", "pod", &server(1), "--force", "--grace-period=0"]);
+    namespace.delete_pods(&[&server(1), "--force", "--grace-period=0"]);
     namespace.wait_for("another Pod in its place", || {
         namespace.lives(SERVERS).get(&server(1)).is_some_and(|life| life.0 != before[&server(1)].0)
     });
@@ -55,29 +56,14 @@ fn all_pods_deleted_at_once_return_with_their_data() {
     assert_eq!(namespace.value(&server(2), "kept").as_deref(), Some("yes"));
 }
 
-#[test]
-fn servers_with_data_return_although_dns_is_down() {
-    let test = "servers_with_data_return_although_dns_is_down";
-    let Some(breaking) = needs_cluster_tool(test) else { return };
+fn servers_whose_services_got_other_addresses_return_there_with_their_data(test: &str, folder: Folder) {
     let namespace = Namespace::new(test);
-    namespace.apply(&servers());
-    let voters = namespace.formed(3);
-    let before = namespace.lives(SERVERS);
-    let _down = Broken::stop(&breaking, "coredns");
-    namespace.kubectl(&["delete", "pods", "-l", SERVERS, "--wait=false"]);
-    namespace.wait_for("three other Pods", || are_others(&before, &namespace.lives(SERVERS)));
-    assert_eq!(namespace.formed(3), voters, "the same names, node IDs and addresses");
-}
-
-#[test]
-fn servers_whose_services_got_other_addresses_return_there_with_their_data() {
-    let namespace = Namespace::new("servers_whose_services_got_other_addresses_return_there_with_their_data");
-    namespace.apply(&servers());
+    namespace.apply(&folder.source());
     let voters = namespace.formed(3);
     namespace.put(&server(0), "kept", "yes");
     let (old, before) = (own_services(&namespace), namespace.lives(SERVERS));
     namespace.kubectl(&["delete", "services", "--all"]);
-    namespace.apply(&servers());
+    namespace.apply(&folder.source());
     let new = own_services(&namespace);
     assert!(new.values().all(|ip| !old.values().any(|other| other == ip)), "{new:?} are not other than {old:?}");
     namespace.wait_for("DNS to have forgotten the old addresses", || {
@@ -127,7 +113,7 @@ fn a_server_that_returns_unready_for_three_minutes_fails_for_nobody() {
     namespace.exec(&server(1), &["sh", "-c", "echo yes >/consul/data/unready"]);
     // Another Pod, because connections that stand need no endpoint. Its UDP is lost until it is Ready, since kube-proxy forgets
     // the old Pod's flows only for an endpoint that is "serving" (CleanStaleEntries); Consul asks over TCP meanwhile.
-    namespace.kubectl(&["delete", "pod", &server(1)]);
+    namespace.delete_pods(&[&server(1)]);
     let alive: BTreeMap<String, u64> = voters.iter().map(|voter| (voter.name.clone(), 1)).collect();
     let in_touch = || (0..3).all(|asked| namespace.members(&server(asked)) == alive);
     namespace.wait_for("its return", || namespace.node_id(&server(1)).is_some() && in_touch());
@@ -160,17 +146,7 @@ fn three_servers_grow_to_five_and_the_older_ones_are_not_restarted() {
     namespace.apply(&servers().with(anywhere()));
     let voters = namespace.formed(3);
     let before = namespace.lives(SERVERS);
-    for ordinal in [3, 4] {
-        let mut service = namespace.get(&format!("services/{}", server(0))).unwrap();
-        let name = server(ordinal);
-        service["metadata"] =
-            json!({"name": name, "namespace": namespace.name(), "labels": service["metadata"]["labels"]});
-        service["spec"]["selector"] = json!({"statefulset.kubernetes.io/pod-name": name});
-        for given in ["clusterIP", "clusterIPs"] {
-            service["spec"].as_object_mut().unwrap().remove(given);
-        }
-        namespace.create_object(&service);
-    }
+    five_services(&namespace);
     namespace.kubectl(&["scale", "statefulset", "consul-server", "--replicas=5"]);
     let after = namespace.formed(5);
     assert!(voters.iter().all(|voter| after.contains(voter)), "{voters:?} are not all in {after:?}");
@@ -196,6 +172,6 @@ fn own_services(namespace: &Namespace) -> BTreeMap<String, IpAddr> {
 }
 
 /// Whether none of the Pods is as it was, and as many are there.
-fn are_others(before: &BTreeMap<String, (String, u64)>, now: &BTreeMap<String, (String, u64)>) -> bool {
+pub fn are_others(before: &BTreeMap<String, (String, u64)>, now: &BTreeMap<String, (String, u64)>) -> bool {
     now.len() == before.len() && now.iter().all(|(name, life)| before.get(name).is_none_or(|old| old.0 != life.0))
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ pub const TUNING: &str =
 /// A guard against hanging, no measure.
 const HANG: Duration = Duration::from_secs(60);
 
+/// How long an agent may take for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// Servers of one cluster.
 pub struct Cluster {
     program: PathBuf,
@@ -34,6 +38,9 @@ pub struct Cluster {
     running: Vec<Option<Child>>,
     size: u8,
     token: Option<&'static str>,
+    tls: bool,
+    /// The test's own questions go to a socket in the file system, since no agent has a plain port.
+    sockets: bool,
     more: Vec<OsString>,
 }
 
@@ -63,6 +70,8 @@ impl Cluster {
             running: (0..size).map(|_| None).collect(),
             size,
             token: None,
+            tls: false,
+            sockets: false,
             more: Vec::new(),
         }
     }
@@ -75,9 +84,50 @@ impl Cluster {
         self
     }
 
+    /// With TLS between all of them, and for `convene` too, which has a client's certificate. The test's own questions still go to
+    /// the plain port.
+    pub fn over_tls(mut self) -> Self {
+        for words in [&["ca", "create"][..], &["cert", "create", "-server"], &["cert", "create", "-client"]] {
+            let made = Command::new(&self.consul).arg("tls").args(words).current_dir(self.folder()).output().unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
+        let [authority, certificate, key] =
+            ["consul-agent-ca.pem", "dc1-server-consul-0.pem", "dc1-server-consul-0-key.pem"]
+                .map(|name| self.folder().join(name));
+        let files = format!("ca_file = {authority:?} cert_file = {certificate:?} key_file = {key:?}");
+        let verified = "verify_incoming = true verify_outgoing = true";
+        self.tls = true;
+        self.with("-https-port=8501").with(&format!("-hcl=tls {{ defaults {{ {files} {verified} }} }}"))
+    }
+
+    /// With TLS and no plain port at all.
+    pub fn only_over_tls(self) -> Self {
+        let mut cluster = self.over_tls();
+        cluster.sockets = true;
+        cluster
+    }
+
+    /// Whether ACLs deny by default.
+    pub fn is_denying(&self) -> bool {
+        self.token.is_some()
+    }
+
+    fn socket(&self, ordinal: u8) -> PathBuf {
+        self.folder.path().join(format!("{ordinal}.sock"))
+    }
+
     /// With one more word for every agent.
     pub fn with(mut self, word: &str) -> Self {
         self.more.push(word.into());
+        self
+    }
+
+    /// With room for so many clients beside the servers: the ordinals after theirs.
+    pub fn and_clients(mut self, count: u8) -> Self {
+        for _ in 0..count {
+            std::fs::create_dir(self.folder.path().join(self.running.len().to_string())).unwrap();
+            self.running.push(None);
+        }
         self
     }
 
@@ -130,6 +180,15 @@ impl Cluster {
             .env("POD_IP", self.ip(ordinal).to_string());
         command.env("CONVENE_DATA_DIR", self.data(ordinal)).env("CONVENE_LOG_FORMAT", "plain");
         command.env("CONSUL_HTTP_ADDR", format!("{}:8500", self.ip(ordinal)));
+        if self.tls {
+            let file = |name: &str| self.folder().join(name);
+            command.env("CONSUL_HTTP_ADDR", format!("https://{}:8501", self.ip(ordinal)));
+            command
+                .env("CONSUL_CACERT", file("consul-agent-ca.pem"))
+                .env("CONSUL_TLS_SERVER_NAME", "server.dc1.consul");
+            command.env("CONSUL_CLIENT_CERT", file("dc1-client-consul-0.pem"));
+            command.env("CONSUL_CLIENT_KEY", file("dc1-client-consul-0-key.pem"));
+        }
         command
     }
 
@@ -147,6 +206,9 @@ impl Cluster {
         words.extend([format!("-bind={ip}"), format!("-client={ip}"), format!("-hcl={TUNING}")].map(OsString::from));
         words.push(format!("-data-dir={}", self.data(ordinal).display()).into());
         words.extend(self.more.iter().cloned());
+        if self.sockets {
+            words.push(format!("-hcl=addresses {{ http = \"unix://{}\" }}", self.socket(ordinal).display()).into());
+        }
         words
     }
 
@@ -167,6 +229,20 @@ impl Cluster {
             command.arg(format!("-retry-join={}", self.ip(other)));
         }
         self.spawn(ordinal, command);
+    }
+
+    /// Starts a client in a Pod of its own, which finds the servers by their headless Service.
+    pub fn start_client(&mut self, ordinal: u8, words: &[&str]) {
+        let mut command = self.surveying(ordinal, &["run"]);
+        command.env("POD_NAME", Self::client(ordinal)).env("NODE_NAME", "machine-1");
+        command.arg(format!("--discover=dns:{}", self.service())).args(words).arg("--");
+        command.args(self.agent(ordinal).into_iter().filter(|word| word != "-server"));
+        self.spawn(ordinal, command);
+    }
+
+    /// A client's name in Consul.
+    pub fn client(ordinal: u8) -> String {
+        format!("app-{ordinal}")
     }
 
     /// Starts all servers.
@@ -204,12 +280,15 @@ impl Cluster {
 
     /// Kills it and its agent, as a lost machine would.
     pub fn kill(&mut self, ordinal: u8) {
-        for agent in children(self.pid(ordinal)) {
-            let _ = kill(agent, Signal::SIGKILL);
+        let agents = children(self.pid(ordinal));
+        for agent in &agents {
+            let _ = kill(*agent, Signal::SIGKILL);
         }
         let mut child = self.running[usize::from(ordinal)].take().unwrap();
         let _ = child.kill();
         child.wait().unwrap();
+        // Nobody here is its parent, and until its end it has its locks.
+        self.wait_for("the agent's end", || agents.iter().all(has_ended));
     }
 
     /// Kills it, and everything on its disk is gone.
@@ -241,7 +320,13 @@ impl Cluster {
         self.request(ordinal, "DELETE", path, "").map(|(status, _)| status)
     }
 
-    fn request(&self, ordinal: u8, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    /// Asks a server's agent for anything: the status and the answer; `None` when nobody answers.
+    pub fn request(&self, ordinal: u8, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        if self.sockets {
+            let stream = UnixStream::connect(self.socket(ordinal)).ok()?;
+            stream.set_read_timeout(Some(ANSWER)).ok()?;
+            return exchange(stream, &format!("Host: consul\r\n{}", header(self.token)), method, path, body);
+        }
         request_as(self.token, SocketAddr::new(self.ip(ordinal), 8500), method, path, body)
     }
 
@@ -276,14 +361,15 @@ impl Cluster {
         configuration["Servers"].as_array().into_iter().flatten().filter(|server| server["Voter"] == true).count()
     }
 
-    /// Serf's status of a member, as another server sees it: 1 alive, 3 left, 4 failed.
+    /// Serf's status of a server, as another server sees it: 1 alive, 3 left, 4 failed.
     pub fn member(&self, asked: u8, of: u8) -> Option<u64> {
+        self.member_named(asked, &format!("consul-server-{of}"))
+    }
+
+    /// The same of any member.
+    pub fn member_named(&self, asked: u8, name: &str) -> Option<u64> {
         let members = self.get(asked, "/v1/agent/members")?;
-        members
-            .as_array()?
-            .iter()
-            .find(|member| member["Name"] == format!("consul-server-{of}"))
-            .and_then(|member| member["Status"].as_u64())
+        members.as_array()?.iter().find(|member| member["Name"] == name).and_then(|member| member["Status"].as_u64())
     }
 
     /// Waits until every server of `of` knows a leader and as many voters as there are in `of`.
@@ -295,7 +381,7 @@ impl Cluster {
     /// Waits for a condition; the servers' logs are told when it does not come.
     pub fn wait_for(&self, what: &str, done: impl Fn() -> bool) {
         let logs =
-            || (0..self.size).map(|ordinal| format!("--- server {ordinal}\n{}", self.log(ordinal))).collect::<String>();
+            || (0..self.running.len() as u8).map(|one| format!("--- {one}\n{}", self.log(one))).collect::<String>();
         wait_until(what, || done().then_some(()), logs);
     }
 
@@ -327,6 +413,12 @@ fn children(of: Pid) -> Vec<Pid> {
     listed.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
+/// Whether a process is over, its files and locks too; one that nobody has waited for yet stays as a zombie.
+fn has_ended(process: &Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+}
+
 /// Polls for something, and panics with `told` when it does not come.
 pub fn wait_until<T>(what: &str, mut done: impl FnMut() -> Option<T>, told: impl Fn() -> String) -> T {
     let begun = Instant::now();
@@ -346,9 +438,12 @@ pub fn request(addr: SocketAddr, method: &str, path: &str, body: &str) -> Option
 
 fn request_as(token: Option<&str>, addr: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let token = token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
-    exchange(stream, &format!("Host: {addr}\r\n{token}"), method, path, body)
+    stream.set_read_timeout(Some(ANSWER)).ok()?;
+    exchange(stream, &format!("Host: {addr}\r\n{}", header(token)), method, path, body)
+}
+
+fn header(token: Option<&str>) -> String {
+    token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default()
 }
 
 /// The same over a connection that stands; each header ends its line.

@@ -41,12 +41,29 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// 200 and a length that the body does not reach before the connection is closed.
     CutShort(String),
+    /// What is worked out from the request, for a server that keeps something.
+    By(Working),
+}
+
+/// Gives a request's reply.
+#[derive(Clone)]
+pub struct Working(Arc<dyn Fn(&Request) -> Reply + Send + Sync>);
+
+impl std::fmt::Debug for Working {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Working")
+    }
 }
 
 impl Reply {
     /// 200 and a JSON text.
     pub fn ok(json: &str) -> Self {
         Self::Json(200, json.to_owned())
+    }
+
+    /// What a function makes of each request.
+    pub fn by(work: impl Fn(&Request) -> Self + Send + Sync + 'static) -> Self {
+        Self::By(Working(Arc::new(work)))
     }
 }
 
@@ -181,6 +198,17 @@ impl ScriptedHttp {
         format!("http://{}", self.addr())
     }
 
+    /// A kubeconfig for a Kubernetes API that this server plays; `user` is how one shows who one is.
+    pub fn kubeconfig(&self, user: &serde_json::Value) -> String {
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.url()}}],
+            "users": [{"name": "c", "user": user}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        config.to_string()
+    }
+
     /// Every request so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.state.book).requests.clone()
@@ -263,6 +291,10 @@ fn serve(stream: &TcpStream, state: &State) -> std::io::Result<()> {
     let Some(request) = read(stream)? else { return Ok(()) };
     let reply = lock(&state.book).reply(&request);
     state.changed.notify_all();
+    answer(stream, state, &request, reply)
+}
+
+fn answer(stream: &TcpStream, state: &State, request: &Request, reply: Reply) -> std::io::Result<()> {
     let json = |body: &str| vec![content("application/json"), length(body)];
     match reply {
         Reply::Json(status, body) => send(stream, status, &json(&body), &body),
@@ -277,6 +309,7 @@ fn serve(stream: &TcpStream, state: &State) -> std::io::Result<()> {
         }
         Reply::Bytes(body) => send(stream, 200, &[("Content-Length".to_owned(), body.len().to_string())], body),
         Reply::CutShort(body) => send(stream, 200, &json(&format!("{body}, and more")), body),
+        Reply::By(Working(work)) => answer(stream, state, request, work(request)),
         Reply::Close => Ok(()),
         Reply::Nothing => BufReader::new(stream).read_until(0, &mut Vec::new()).map(|_| ()),
         Reply::Endless => {

@@ -6,11 +6,17 @@
 
 pub mod breaking;
 pub mod image;
+pub mod machine;
 pub mod namespace;
 pub mod proxy;
+pub mod secured;
+pub mod source;
+pub mod turn;
+pub mod watcher;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What tests/e2e/with-cluster and the Makefile give.
 #[derive(Debug, Clone)]
@@ -44,6 +50,18 @@ impl Given {
         }
     }
 
+    /// Empties the volumes whose claim is gone, where the cluster does not do so.
+    pub fn empty_volumes(&self) -> Result<(), String> {
+        let _kept = Self::keep_volumes();
+        self.volumes.iter().try_for_each(|line| run(&mut shell(line)).map(|_| ()))
+    }
+
+    /// Nobody empties volumes meanwhile. Whoever does looks first which are free, and so must be alone in it.
+    pub fn keep_volumes() -> MutexGuard<'static, ()> {
+        static VOLUMES: Mutex<()> = Mutex::new(());
+        VOLUMES.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A folder for temporary files, which goes away by itself.
     pub fn scratch(&self, prefix: &str) -> tempfile::TempDir {
         tempfile::Builder::new().prefix(prefix).tempdir_in(self.target.join("e2e")).unwrap()
@@ -72,6 +90,22 @@ pub fn shell(line: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", line]).stdin(Stdio::null());
     command
+}
+
+/// The names of the cluster's nodes.
+pub fn nodes() -> Vec<String> {
+    let listed = run(&mut kubectl(["get", "nodes", "-o", "name"])).unwrap_or_else(|why| panic!("{why}"));
+    listed.lines().map(|line| line.trim_start_matches("node/").to_owned()).collect()
+}
+
+/// Of Kubernetes and Consul, for the head of a table.
+pub fn versions() -> String {
+    let kubernetes = run(&mut kubectl(["version", "-o", "json"])).unwrap_or_else(|why| panic!("{why}"));
+    let kubernetes: serde_json::Value = serde_json::from_str(&kubernetes).unwrap();
+    let consul = super::consul::find().unwrap();
+    let consul = run(Command::new(consul).arg("version")).unwrap_or_else(|why| panic!("{why}"));
+    let kubernetes = kubernetes["serverVersion"]["gitVersion"].as_str().unwrap_or("?");
+    format!("Kubernetes {kubernetes}, {}", consul.lines().next().unwrap_or("Consul ?"))
 }
 
 /// The repository's own folder.

@@ -12,8 +12,11 @@
 
 pub mod accept;
 pub mod cluster;
+pub mod config_map;
 pub mod consul;
 pub mod dns;
+#[cfg(feature = "e2e")]
+pub mod figures;
 pub mod http;
 #[cfg(feature = "e2e")]
 pub mod kubernetes;
@@ -22,3 +25,5 @@ pub mod port;
 #[cfg(test)]
 pub mod program;
 pub mod skip;
+#[cfg(test)]
+pub mod traced;

@@ -66,6 +66,14 @@ impl Convene {
         self
     }
 
+    /// The same call made by another program, which execs what its words end with.
+    pub fn after<S: AsRef<OsStr>>(self, program: &str, words: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(program);
+        command.args(words).arg(self.0.get_program()).args(self.0.get_args());
+        command.env_clear().envs(self.0.get_envs().filter_map(|(key, value)| Some((key, value?)))).stdin(Stdio::null());
+        Self(command)
+    }
+
     /// Runs to the end.
     pub fn run(mut self) -> Ended {
         Ended::of(self.0.output().expect("the program starts"))
@@ -74,6 +82,11 @@ impl Convene {
     /// Starts, and leaves what it writes to be read by `Child::wait_with_output`.
     pub fn spawn(mut self) -> Child {
         self.0.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+    }
+
+    /// Starts, and nobody hears what it says.
+    pub fn spawn_unheard(mut self) -> Child {
+        self.0.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
     }
 
     /// Starts, and writes both streams into a file.

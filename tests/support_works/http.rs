@@ -4,6 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use crate::support::cluster::request;
+use crate::support::config_map::KeptConfigMap;
 use crate::support::http::{Call, Reply, ScriptedHttp};
 use crate::support::port::OpenPort;
 
@@ -214,4 +216,18 @@ fn an_open_port_accepts_and_says_nothing_until_it_is_closed() {
     drop(port);
     assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
     assert!(TcpStream::connect(addr).is_err());
+}
+
+#[test]
+fn a_config_map_is_made_once_and_replaced_only_by_who_has_read_the_newest() {
+    let http = ScriptedHttp::start();
+    let kept = KeptConfigMap::at(&http, "/maps", "one");
+    let ask = |method: &str, target: &str, version: &str| {
+        let body = format!("{{\"metadata\": {{\"resourceVersion\": {version}}}}}");
+        request(http.addr(), method, target, &body).unwrap().0
+    };
+    assert_eq!((ask("GET", "/maps/one", "null"), ask("PUT", "/maps/one", "\"1\"")), (404, 409));
+    assert_eq!((ask("POST", "/maps", "null"), ask("POST", "/maps", "null")), (201, 409));
+    assert_eq!((ask("PUT", "/maps/one", "\"1\""), ask("PUT", "/maps/one", "\"1\"")), (201, 409));
+    assert_eq!((ask("GET", "/maps/one", "null"), kept.accepted().len()), (200, 2));
 }

@@ -4,7 +4,7 @@
 use convene::claim::{Claim, Seen};
 use convene::decide::{Decision, Disk, Us, decide};
 use convene::settings::{Owner, Role};
-use convene::survey::agents::{Reported, Verdict};
+use convene::survey::agents::{Cluster, Reported, Verdict};
 use convene::survey::{Other, Survey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -34,7 +34,7 @@ fn raft(server: usize) -> SocketAddr {
 
 /// What a server says of its cluster.
 pub fn reported(leader: Option<usize>, peers: impl Iterator<Item = usize>) -> Reported {
-    Reported { leader: leader.map(raft), peers: peers.map(raft).collect() }
+    Reported { leader: leader.map(raft), peers: peers.map(raft).collect(), cluster: Cluster::Unnamed }
 }
 
 // === impl Rules ===
@@ -77,6 +77,7 @@ fn decided(who: usize, seen: &BTreeMap<usize, Verdict>, claim: &Seen) -> Decisio
         name: format!("s{server}"),
         certain: true,
         listed: false,
+        sure: true,
         host: Some(format!("s{server}.consul")),
         awaited: false,
         port: None,

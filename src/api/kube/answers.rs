@@ -5,6 +5,11 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// The label that tells from which revision of its StatefulSet a Pod was made
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#controller-revision-hash>).
+const REVISION: &str = "controller-revision-hash";
 
 #[derive(Deserialize)]
 pub(super) struct List<T> {
@@ -25,13 +30,21 @@ pub(super) struct Meta {
     pub(super) name: String,
     #[serde(default)]
     pub(super) uid: String,
-    pub(super) deletion_timestamp: Option<String>,
+    pub(super) deletion_timestamp: Option<super::Timestamp>,
+    pub(super) deletion_grace_period_seconds: Option<u64>,
     #[serde(default)]
     pub(super) resource_version: String,
     #[serde(default)]
     pub(super) owner_references: Vec<Owner>,
     #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Named {
+    pub(super) metadata: Meta,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +86,34 @@ pub(super) struct PodStatus {
     pub(super) pod_ips: Vec<PodIp>,
     #[serde(rename = "hostIP")]
     pub(super) host_ip: Option<IpAddr>,
+    #[serde(default)]
+    pub(super) init_container_statuses: Vec<ContainerStatus>,
+    #[serde(default)]
+    pub(super) container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ContainerStatus {
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) state: ContainerState,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct ContainerState {
+    pub(super) waiting: Option<Told>,
+    pub(super) terminated: Option<Told>,
+}
+
+/// Why a container waits, or how it ended.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Told {
+    #[serde(default)]
+    pub(super) reason: String,
+    #[serde(default)]
+    pub(super) exit_code: i32,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +132,12 @@ pub(super) struct ConfigMap {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Owner {
     pub(super) uid: String,
+    #[serde(default)]
+    pub(super) kind: String,
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) controller: bool,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +192,18 @@ pub(super) struct ServicePort {
 
 // === the answers as they are used ===
 
+impl PodStatus {
+    /// The container that has ended and is to be started again, and why. An init container that ended well is not one.
+    fn again(&self) -> Option<String> {
+        let inits = self.init_container_statuses.iter().map(|one| (one, true));
+        inits.chain(self.container_statuses.iter().map(|one| (one, false))).find_map(|(one, is_init)| {
+            let waits = one.state.waiting.as_ref().filter(|told| told.reason.ends_with("BackOff"));
+            let ended = one.state.terminated.as_ref().filter(|told| !is_init || told.exit_code != 0);
+            waits.or(ended).map(|told| format!("container {}: {}", one.name, told.reason))
+        })
+    }
+}
+
 impl From<Pod> for super::Pod {
     fn from(raw: Pod) -> Self {
         let join_port = raw.metadata.annotations.get(super::JOIN_PORT).and_then(|port| {
@@ -152,18 +211,28 @@ impl From<Pod> for super::Pod {
             let named = named.find(|one| one.name.as_ref() == Some(port)).map(|one| one.container_port);
             named.or_else(|| port.parse().ok())
         });
+        let again = raw.status.again();
         let mut ips: Vec<IpAddr> =
             raw.status.pod_ip.into_iter().chain(raw.status.pod_ips.into_iter().map(|one| one.ip)).collect();
         ips.sort();
         ips.dedup();
+        let mut owners = raw.metadata.owner_references.into_iter();
+        let controller = owners.find(|owner| owner.controller && owner.kind == "StatefulSet");
         Self {
+            statefulset: controller.map(|owner| owner.name),
             name: raw.metadata.name,
             uid: raw.metadata.uid,
             ips,
             host_ip: raw.status.host_ip,
             over: matches!(raw.status.phase.as_str(), "Succeeded" | "Failed"),
-            terminating: raw.metadata.deletion_timestamp.is_some(),
+            deleted_by: raw.metadata.deletion_timestamp,
+            grace: raw.metadata.deletion_grace_period_seconds.map(Duration::from_secs),
             join_port,
+            leave: raw.metadata.annotations.get(super::LEAVE).cloned(),
+            held: raw.metadata.annotations.get(super::HOLD).map(|value| value != "false"),
+            again,
+            phase: raw.status.phase,
+            revision: raw.metadata.labels.get(REVISION).cloned(),
         }
     }
 }
@@ -188,6 +257,7 @@ impl From<StatefulSet> for super::StatefulSet {
             service: raw.spec.service_name,
             ordered: raw.spec.pod_management_policy != "Parallel",
             uid: raw.metadata.uid,
+            deleting: raw.metadata.deletion_timestamp.is_some(),
         }
     }
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::getpgrp;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -44,7 +45,7 @@ pub struct Signals {
     original: SigSet,
     fd: Arc<SignalFd>,
     watched: Option<AsyncFd<Arc<SignalFd>>>,
-    /// Read ahead by `pending_stop`, and not yet given.
+    /// Read ahead, and not yet given.
     kept: VecDeque<Signal>,
 }
 
@@ -77,12 +78,22 @@ impl Signals {
     /// The first TERM, INT or QUIT that has already come, without waiting. Other signals that are found on
     /// the way are kept for [`Signals::next`].
     pub fn pending_stop(&mut self) -> Option<Signal> {
-        while let Some(signal) = self.read() {
-            self.kept.push_back(signal);
-        }
+        self.read_ahead();
         let at =
             self.kept.iter().position(|signal| matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT))?;
         self.kept.remove(at)
+    }
+
+    /// Does to us, and to all of our process group, what the terminal does by `signal`, one of TSTP, TTIN and TTOU. Blocks until
+    /// we go on. False when we were not stopped: the kernel does not where no shell is left to continue us, nor as PID 1.
+    pub(super) fn stop_with_group(&mut self, signal: Signal) -> bool {
+        let _ = killpg(getpgrp(), signal);
+        let this = SigSet::from(signal);
+        let _ = this.thread_unblock();
+        // Here we are stopped.
+        let _ = this.thread_block();
+        self.read_ahead();
+        self.kept.contains(&Signal::SIGCONT)
     }
 
     /// Gives this thread the mask back that it had before [`Signals::block`]. A signal that is pending and
@@ -100,6 +111,12 @@ impl Signals {
     /// The next signal that has already come.
     fn take(&mut self) -> Option<Signal> {
         self.kept.pop_front().or_else(|| self.read())
+    }
+
+    fn read_ahead(&mut self) {
+        while let Some(signal) = self.read() {
+            self.kept.push_back(signal);
+        }
     }
 
     fn read(&self) -> Option<Signal> {

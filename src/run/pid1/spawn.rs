@@ -1,5 +1,5 @@
 //! How is CMD started? Takes its words and the original signal mask and gives its process, in a process
-//! group of its own and, where ours had the terminal, in the foreground.
+//! group or a session of its own.
 //!
 //! It never leaves a half-started child behind. It fails with [`StartError`], which knows its exit code.
 
@@ -10,8 +10,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::exit::Code;
 use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp};
-use nix::sys::signal::{SigSet, Signal, killpg};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
+
+/// nix has no name for it; in glibc and musl it is the same (spawn.h).
+const POSIX_SPAWN_SETSID: PosixSpawnFlags = PosixSpawnFlags::from_bits_retain(0x80);
 
 /// Why CMD does not run.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +90,8 @@ impl StartError {
 
 /// Starts `command` with the mask `original`, SIGPIPE at its default, and the environment whole. A word that
 /// holds no slash is looked for on PATH. A text file without a `#!` line is not executable: no shell is tried.
-pub(super) fn spawn(command: &[OsString], original: &SigSet) -> Result<Pid, StartError> {
+/// Its process group bears its own number, and so does its session, when it gets one.
+pub(super) fn spawn(command: &[OsString], original: &SigSet, session: bool) -> Result<Pid, StartError> {
     let Some(program) = command.first() else {
         return Err(StartError::NoCommand);
     };
@@ -96,17 +100,15 @@ pub(super) fn spawn(command: &[OsString], original: &SigSet) -> Result<Pid, Star
         .map(|word| CString::new(word.as_bytes()))
         .collect::<Result<_, _>>()
         .map_err(|_| StartError::of(program, Errno::EINVAL))?;
-    start(&words, original).map_err(|cause| StartError::of(program, cause))
+    start(&words, original, session).map_err(|cause| StartError::of(program, cause))
 }
 
-fn start(words: &[CString], original: &SigSet) -> nix::Result<Pid> {
+fn start(words: &[CString], original: &SigSet, session: bool) -> nix::Result<Pid> {
     let program = words.first().ok_or(Errno::EINVAL)?;
     let mut attributes = PosixSpawnAttr::init()?;
-    attributes.set_flags(
-        PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
-            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF
-            | PosixSpawnFlags::POSIX_SPAWN_SETPGROUP,
-    )?;
+    // The leader of a session leads a group already, and may not ask for one.
+    let own = if session { POSIX_SPAWN_SETSID } else { PosixSpawnFlags::POSIX_SPAWN_SETPGROUP };
+    attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF | own)?;
     attributes.set_sigmask(original)?;
     attributes.set_sigdefault(&SigSet::from(Signal::SIGPIPE))?;
     // 0: a new group, named after the child.
@@ -126,22 +128,4 @@ fn environment() -> Vec<CString> {
             CString::new(entry).ok()
         })
         .collect()
-}
-
-/// Makes the child's group the foreground one when ours was. True when it did, and
-/// [`take_terminal_back`] is due.
-pub(super) fn hand_terminal_over(child: Pid) -> bool {
-    let stdin = io::stdin();
-    if tcgetpgrp(&stdin) != Ok(getpgrp()) || tcsetpgrp(&stdin, child).is_err() {
-        return false;
-    }
-    // It may have read before it was in the foreground, and been stopped by TTIN for it.
-    let _ = killpg(child, Signal::SIGCONT);
-    true
-}
-
-/// Makes our group the foreground one again, so that the next command of a script can read the terminal.
-pub(super) fn take_terminal_back() {
-    // SIGTTOU is blocked, so this cannot stop us. A terminal that is gone needs nothing.
-    let _ = tcsetpgrp(io::stdin(), getpgrp());
 }

@@ -160,7 +160,7 @@ fn identity(facts: &Facts, wanted: &Wanted<'_>, found: &mut Vec<Contradiction>) 
 
 fn leaving(facts: &Facts, found: &mut Vec<Contradiction>) {
     let why = "no signal may take this node out of the cluster, only convene leaves";
-    let mend = "remove it, and give --leave=always if every stop shall be a leave";
+    let mend = "remove it, and give --leave=always if every stop shall be a leave (--leave=signal if Consul itself shall do it)";
     if let Some(said) = is_true(&facts.leave_on_terminate) {
         found.push(against(said, true, why, mend));
     }

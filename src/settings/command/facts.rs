@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::sayings::{Key, Saying};
+use crate::settings::http::Secret;
 
 /// Where something is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +97,12 @@ pub struct Facts {
     pub skip_leave_on_interrupt: Option<Said<bool>>,
     /// `-rejoin`.
     pub rejoin_after_leave: Option<Said<bool>>,
-    /// Whether a gossip key is given by `-encrypt` or `encrypt`. Never the key.
-    pub encrypt: bool,
+    /// `server_rejoin_age_max`, as Go writes a duration.
+    pub rejoin_age_max: Option<Said<String>>,
+    /// `-encrypt`, also said as an empty text, which Consul takes for "no encryption".
+    pub encrypt: Option<Said<Secret>>,
+    /// `-disable-keyring-file`.
+    pub disable_keyring_file: Option<Said<bool>>,
     /// `autopilot.min_quorum`.
     pub min_quorum: Option<Said<i64>>,
     /// `acl.enabled`.
@@ -162,8 +167,9 @@ impl Facts {
             Key::DataDir => self.data_dir = saying.text(|text| PathBuf::from(text)),
             Key::Datacenter => self.datacenter = saying.text(str::to_lowercase),
             Key::Dev => self.dev = saying.bool(),
+            Key::DisableKeyringFile => self.disable_keyring_file = saying.bool(),
             Key::Domain => self.domain = saying.text(str::to_owned),
-            Key::Encrypt => self.encrypt = saying.is_secret(),
+            Key::Encrypt => self.encrypt = saying.secret(),
             Key::HttpAddr => self.http_addr = saying.text(str::to_owned),
             Key::HttpPort => self.ports.http = saying.port(),
             Key::HttpsAddr => self.https_addr = saying.text(str::to_owned),
@@ -173,6 +179,7 @@ impl Facts {
             Key::NodeId => self.node_id = saying.text(str::to_owned),
             Key::NodeName => self.node_name = saying.text(str::to_owned),
             Key::RejoinAfterLeave => self.rejoin_after_leave = saying.bool(),
+            Key::RejoinAgeMax => self.rejoin_age_max = saying.text(str::to_owned),
             Key::SerfLanPort => self.ports.serf_lan = saying.port(),
             Key::SerfWanPort => self.ports.serf_wan = saying.port(),
             Key::Server => self.server = saying.bool(),

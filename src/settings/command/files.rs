@@ -3,7 +3,7 @@
 //!
 //! It reads regular files only (a pipe could be read just once, and Consul wants it). It never fails for a file that
 //! is missing or cannot be read: that is a warning, because Consul judges the same file itself. It fails only for a
-//! value that Consul would refuse as well. A file's text is dropped at once: it may hold keys and tokens.
+//! value, or a line end in a string of JSON, that Consul would refuse as well. A file's text is dropped at once: it may hold keys and tokens.
 
 use std::fs;
 use std::io::Read;
@@ -141,6 +141,9 @@ impl Files {
         };
         match tree {
             Ok(root) => self.sayings.extend(Saying::of_tree(&root, place)?),
+            Err(hcl::Unreadable { line, what }) if format == Format::Json && what == hcl::LINE_END => {
+                return Err(CommandError::LineEnd { path: path.to_owned(), line });
+            }
             Err(hcl::Unreadable { line, what }) => {
                 self.warn(
                     path,

@@ -100,6 +100,7 @@ fn key(name: &str) -> Option<Key> {
         "data-dir" => Key::DataDir,
         "datacenter" => Key::Datacenter,
         "dev" => Key::Dev,
+        "disable-keyring-file" => Key::DisableKeyringFile,
         "domain" => Key::Domain,
         "encrypt" => Key::Encrypt,
         "http-port" => Key::HttpPort,

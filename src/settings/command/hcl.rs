@@ -12,6 +12,9 @@ use serde_json::{Map, Number, Value};
 /// hostile text could exhaust the stack.
 const DEEPEST: usize = 64;
 
+/// What JSON forbids in a string, and Go's reader with it.
+pub(super) const LINE_END: &str = "a string has a line end in it, or another control character";
+
 /// Why a text could not be read, without a word of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
@@ -35,8 +38,16 @@ pub(super) fn read(text: &str) -> Result<Value, Unreadable> {
 pub(super) fn json(text: &str) -> Result<Value, Unreadable> {
     serde_json::from_str(text).map_err(|error| {
         // Only the kind: serde_json's own sentences may quote a value.
-        let what = if error.is_eof() { "it ends too early" } else { "it is not JSON" };
-        Unreadable { line: error.line(), what: what.to_owned() }
+        let what = if error.is_eof() {
+            "it ends too early"
+        } else if error.to_string().starts_with("control character") {
+            LINE_END
+        } else {
+            "it is not JSON"
+        };
+        // A line end counts as the first of the next line.
+        let line = error.line() - usize::from(what == LINE_END && error.column() == 0);
+        Unreadable { line, what: what.to_owned() }
     })
 }
 

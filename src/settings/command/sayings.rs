@@ -1,7 +1,7 @@
 //! What does one flag, or one key of a file, say? Takes its text or its value, gives a [`Saying`] of the right kind.
 //!
-//! Only the keys that convene needs are read, and of a gossip key only that there is one. It fails for a value that is
-//! no number, truth value or address where Consul wants one, as Consul would.
+//! Only the keys that convene needs are read; a gossip key is hidden at once. It fails for a value that is no number,
+//! truth value, address or text where Consul wants one, as Consul would.
 
 use std::net::IpAddr;
 
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::CommandError;
 use super::facts::{Place, Said};
+use crate::settings::http::Secret;
 
 /// The keys that convene reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub(super) enum Key {
     DataDir,
     Datacenter,
     Dev,
+    DisableKeyringFile,
     Domain,
     Encrypt,
     HttpAddr,
@@ -33,6 +35,7 @@ pub(super) enum Key {
     NodeId,
     NodeName,
     RejoinAfterLeave,
+    RejoinAgeMax,
     RetryJoin,
     SerfLanPort,
     SerfWanPort,
@@ -43,7 +46,7 @@ pub(super) enum Key {
 }
 
 /// The keys that may stand in a file, as Consul writes them. `-dev` is a flag only.
-const IN_FILES: [Key; 26] = [
+const IN_FILES: [Key; 28] = [
     Key::AclEnabled,
     Key::AdvertiseAddr,
     Key::BindAddr,
@@ -52,6 +55,7 @@ const IN_FILES: [Key; 26] = [
     Key::ClientAddr,
     Key::DataDir,
     Key::Datacenter,
+    Key::DisableKeyringFile,
     Key::Domain,
     Key::Encrypt,
     Key::HttpAddr,
@@ -63,6 +67,7 @@ const IN_FILES: [Key; 26] = [
     Key::NodeId,
     Key::NodeName,
     Key::RejoinAfterLeave,
+    Key::RejoinAgeMax,
     Key::RetryJoin,
     Key::SerfLanPort,
     Key::SerfWanPort,
@@ -97,6 +102,7 @@ impl Key {
             Self::DataDir => "data_dir",
             Self::Datacenter => "datacenter",
             Self::Dev => "dev",
+            Self::DisableKeyringFile => "disable_keyring_file",
             Self::Domain => "domain",
             Self::Encrypt => "encrypt",
             Self::HttpAddr => "addresses.http",
@@ -108,6 +114,7 @@ impl Key {
             Self::NodeId => "node_id",
             Self::NodeName => "node_name",
             Self::RejoinAfterLeave => "rejoin_after_leave",
+            Self::RejoinAgeMax => "server_rejoin_age_max",
             Self::RetryJoin => "retry_join",
             Self::SerfLanPort => "ports.serf_lan",
             Self::SerfWanPort => "ports.serf_wan",
@@ -123,6 +130,7 @@ impl Key {
             Self::AclEnabled
             | Self::Bootstrap
             | Self::Dev
+            | Self::DisableKeyringFile
             | Self::LeaveOnTerminate
             | Self::RejoinAfterLeave
             | Self::Server
@@ -137,7 +145,8 @@ impl Key {
             | Self::HttpAddr
             | Self::HttpsAddr
             | Self::NodeId
-            | Self::NodeName => Kind::Text,
+            | Self::NodeName
+            | Self::RejoinAgeMax => Kind::Text,
             Self::RetryJoin | Self::StartJoin => Kind::Texts,
             Self::Encrypt => Kind::Secret,
         }
@@ -156,7 +165,7 @@ enum Spoken {
     Texts(Vec<String>),
     /// An empty text: it takes away what was said before.
     Nothing,
-    Secret,
+    Secret(Secret),
 }
 
 /// One value at one place.
@@ -222,7 +231,7 @@ fn spoken(key: Key, value: &Value) -> Option<Spoken> {
         return Some(Spoken::Texts(texts));
     }
     let value = alone(value);
-    if value.as_str() == Some("") && matches!(key.kind(), Kind::Address | Kind::Text | Kind::Secret) {
+    if value.as_str() == Some("") && matches!(key.kind(), Kind::Address | Kind::Text) {
         return Some(Spoken::Nothing);
     }
     match key.kind() {
@@ -236,7 +245,7 @@ fn spoken(key: Key, value: &Value) -> Option<Spoken> {
             address => address.parse().ok().map(|address| Spoken::Address(Some(address))),
         },
         Kind::Text => value.as_str().map(|text| Spoken::Text(text.to_owned())),
-        Kind::Secret => Some(Spoken::Secret),
+        Kind::Secret => value.as_str().map(|text| Spoken::Secret(Secret::new(text))),
         Kind::Texts => None,
     }
 }
@@ -247,7 +256,7 @@ fn whole(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().map(|fraction| fraction as i64))
 }
 
-/// A gossip key accepts everything, so no secret comes here; the join lists may hold one and are not quoted.
+/// A gossip key and the join lists, which may hold a secret, are not quoted.
 fn bad_value(key: Key, place: &Place, value: &str) -> CommandError {
     let allowed = match key.kind() {
         Kind::Bool => "true or false",
@@ -316,7 +325,11 @@ impl Saying {
         texts.iter().map(|text| Said { value: text.clone(), place: self.place.clone() })
     }
 
-    pub(super) fn is_secret(&self) -> bool {
-        self.spoken == Spoken::Secret
+    /// Also an empty one.
+    pub(super) fn secret(&self) -> Option<Said<Secret>> {
+        let Spoken::Secret(secret) = &self.spoken else {
+            return None;
+        };
+        self.said(secret.clone())
     }
 }

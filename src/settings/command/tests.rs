@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::settings::http::Secret;
 
 const ID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 
@@ -120,7 +121,7 @@ fn every_flag_of_interest_becomes_its_fact() {
         datacenter: by_flag("dc1".to_owned(), "datacenter"),
         dev: by_flag(false, "dev"),
         domain: by_flag("k8s.".to_owned(), "domain"),
-        encrypt: true,
+        encrypt: by_flag(Secret::new("k3y"), "encrypt"),
         ports: Ports {
             http: by_flag(80, "http-port"),
             https: by_flag(443, "https-port"),
@@ -236,6 +237,14 @@ fn files_that_cannot_be_read_are_warnings_that_quote_nothing() {
             "could not read -hcl, line 1, as HCL: a key has neither `=` nor `{` after it; convene judges without it",
         ]
     );
+}
+
+#[test]
+fn a_line_end_in_a_string_of_json_is_refused_as_consul_refuses_it() {
+    let folder = Folder::of(&[("a.json", "{\n\"encrypt\": \"s3cret\n\"}")]);
+    let refused = refused(&format!("consul agent -config-dir={}", folder.path()));
+    let wanted = "could not read DIR/a.json, line 2, as JSON: a string has a line end in it, or another control character, and Consul refuses it: take it away (what `echo` and editors write ends with one)";
+    assert_eq!(refused.replace(folder.path(), "DIR"), wanted);
 }
 
 #[test]
@@ -380,7 +389,7 @@ fn each_contradiction_in_a_file_names_file_and_key() {
             "start_join": ["10.0.0.2"], "node_id": "abc", "leave_on_terminate": true, "skip_leave_on_interrupt": false, "client_addr": "127.0.0.1 ::1"}"#,
     )]);
     let agent = folder.agent("consul agent -config-dir=DIR -bootstrap-expect=3 -hcl skip_leave_on_interrupt=false");
-    let leave = "no signal may take this node out of the cluster, only convene leaves: remove it, and give --leave=always if every stop shall be a leave";
+    let leave = "no signal may take this node out of the cluster, only convene leaves: remove it, and give --leave=always if every stop shall be a leave (--leave=signal if Consul itself shall do it)";
     let found = folder.lines(lines(&agent, &wanted()).into_iter());
     assert_eq!(
         found,
@@ -468,12 +477,35 @@ fn the_rendered_file_is_never_a_fact_or_a_contradiction() {
 }
 
 #[test]
-fn a_secret_is_neither_kept_in_the_facts_nor_printed() {
+fn a_secret_is_never_printed() {
     let folder = Folder::of(&[("a.json", r#"{"encrypt": "s3cret", "acl": {"tokens": {"agent": "s3cret"}}}"#)]);
     let agent = folder.agent("consul agent -config-dir=DIR -encrypt=s3cret -new s3cret -hcl encrypt=\"s3cret\"");
-    assert!(agent.facts().encrypt);
-    let printed = format!("{agent:?}{:?}{:?}", agent.sayings, lines(&agent, &wanted()));
+    assert_eq!(agent.facts().encrypt.as_ref().map(|said| said.value.reveal()), Some("s3cret"));
+    let warnings: Vec<&str> = agent.warnings().collect();
+    let printed = format!("{agent:?}{:?}{:?}{warnings:?}", agent.sayings, lines(&agent, &wanted()));
     assert!(!printed.contains("s3cret"), "{printed}");
+    fs::write(folder.0.path().join("a.json"), r#"{"encrypt": {"s3cret": true}}"#).unwrap();
+    let refused = refused(&format!("consul agent -config-dir={}", folder.path()));
+    assert_eq!(refused.replace(folder.path(), "DIR"), "could not read encrypt in DIR/a.json: \"…\" is not a text");
+}
+
+#[test]
+fn a_gossip_key_among_the_arguments_or_an_empty_one_is_a_warning() {
+    let argument = "puts the gossip key among CMD's arguments, where everybody on the machine can read it: give it by -config-file, from a mounted Secret";
+    let empty = "is empty, which Consul takes for no encryption: give the output of `consul keygen`, or remove it";
+    let folder = Folder::of(&[("a.json", r#"{"encrypt": "k3y"}"#), ("b.json", r#"{"encrypt": ""}"#)]);
+    for (words, wanted) in [
+        ("-encrypt=k3y", vec![format!("-encrypt {argument}")]),
+        ("-hcl encrypt=\"k3y\"", vec![format!("encrypt in -hcl {argument}")]),
+        ("-config-file=DIR/a.json", vec![]),
+        ("-config-file=DIR/b.json", vec![format!("encrypt in DIR/b.json {empty}")]),
+        // The last one counts.
+        ("-config-file=DIR/b.json -config-file=DIR/a.json", vec![]),
+        ("-config-file=DIR/a.json -encrypt=", vec![format!("-encrypt {empty}")]),
+    ] {
+        let agent = folder.agent(&format!("consul agent {words}"));
+        assert_eq!(folder.lines(agent.warnings().map(str::to_owned)), wanted, "{words}");
+    }
 }
 
 proptest! {

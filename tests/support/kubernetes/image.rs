@@ -1,6 +1,6 @@
 //! The two images that every test runs: convene's own, and one shaped like Consul's. Built without Docker and without root.
 //!
-//! Takes the static binary, a Consul, and this machine's sh and dumb-init; gives names that the nodes know. A tag is the
+//! Takes the static binary, a Consul, and this machine's sh, sleep and dumb-init; gives names that the nodes know. A tag is the
 //! checksum of what the image holds, so a stale image is never run and an equal one is kept once.
 
 use super::super::consul;
@@ -59,14 +59,16 @@ fn consuls(given: &Given) -> Image {
     let consul = consul::find().unwrap_or_else(|why| panic!("{why}"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |program| consul::on_path(&path, program).unwrap_or_else(|| panic!("there is no {program} on PATH"));
-    let (sh, init) = (found("sh"), found("dumb-init"));
+    let (sh, init, sleep) = (found("sh"), found("dumb-init"), found("sleep"));
     let mut layer = Layer::new(given);
     layer.text("etc/passwd", "root:x:0:0::/root:/bin/sh\nconsul:x:100:1000::/consul:/bin/sh\n", 0o644);
     layer.text("etc/group", "root:x:0:\nconsul:x:1000:\n", 0o644);
     layer.file(&consul, "bin/consul", 0o755);
     layer.file(&sh, "bin/sh", 0o755);
     layer.file(&init, "usr/bin/dumb-init", 0o755);
-    for library in libraries(&sh).union(&libraries(&init)) {
+    layer.file(&sleep, "bin/sleep", 0o755);
+    let used: BTreeSet<PathBuf> = [&sh, &init, &sleep].into_iter().flat_map(|program| libraries(program)).collect();
+    for library in &used {
         layer.file(library, library.to_str().unwrap().trim_start_matches('/'), 0o755);
     }
     layer.text("usr/local/bin/docker-entrypoint.sh", ENTRYPOINT, 0o755);

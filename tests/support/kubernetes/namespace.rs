@@ -1,12 +1,15 @@
 //! A test's own namespace: made for it, at the restricted Pod Security level, and removed with all that is in it.
 //!
 //! Takes what to apply: a folder of the repository, changed by patches, as a user's own kustomization would. Gives questions
-//! to Kubernetes, and to the agents through its API. One namespace of a process at a time, since a machine may be small. When
-//! the test fails, what the Pods logged is kept before all is removed.
+//! to Kubernetes, and to the agents through its API. When the test fails, what the Pods logged is kept before all is removed.
 
+use super::super::skip::needs_cluster_tool;
 use super::image::Images;
-use super::proxy::Proxy;
-use super::{Given, kubectl, repository, run, shell};
+use super::proxy::{ANSWER, Proxy};
+use super::secured::Secured;
+use super::source::Source;
+use super::turn::Turn;
+use super::{Given, kubectl, run};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -14,8 +17,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A guard against hanging, no measure: Kubernetes' and CoreDNS' own periods of up to a minute fit in it several times.
@@ -26,14 +29,6 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The servers of `deploy/` in a label selector.
 pub const SERVERS: &str = "app.kubernetes.io/component=server";
 
-/// What is applied.
-#[derive(Debug, Clone)]
-pub struct Source {
-    folder: PathBuf,
-    components: Vec<PathBuf>,
-    patches: Vec<Value>,
-}
-
 /// A namespace of one test.
 pub struct Namespace {
     given: Given,
@@ -43,7 +38,9 @@ pub struct Namespace {
     proxy: Proxy,
     folder: tempfile::TempDir,
     overlays: Mutex<usize>,
-    _turn: MutexGuard<'static, ()>,
+    breaking: Option<PathBuf>,
+    secured: Secured,
+    _turn: Turn,
 }
 
 /// A raft peer as the leader's configuration has it.
@@ -57,83 +54,75 @@ pub struct Voter {
     pub ip: IpAddr,
 }
 
-// === impl Source ===
-
-impl Source {
-    /// A folder of the repository that has a kustomization.
-    pub fn new(folder: &str) -> Self {
-        Self { folder: repository().join(folder), components: Vec::new(), patches: Vec::new() }
-    }
-
-    /// With a component, also a folder of the repository.
-    pub fn component(mut self, folder: &str) -> Self {
-        self.components.push(repository().join(folder));
-        self
-    }
-
-    /// The same, changed: one of [`patch`] or [`json_patch`].
-    pub fn with(mut self, patch: Value) -> Self {
-        self.patches.push(patch);
-        self
-    }
-}
-
-/// A strategic merge patch for every object of a kind whose name fits a regular expression.
-pub fn patch(kind: &str, name: &str, mut body: Value) -> Value {
-    // Kustomize wants both, and takes neither of them over.
-    body["kind"] = json!(kind);
-    body["metadata"]["name"] = json!("any");
-    json!({"target": {"kind": kind, "name": name}, "patch": body.to_string()})
-}
-
-/// A JSON patch (RFC 6902), where a list is to be changed or something removed.
-pub fn json_patch(kind: &str, name: &str, steps: Value) -> Value {
-    json!({"target": {"kind": kind, "name": name}, "patch": steps.to_string()})
-}
-
 // === impl Namespace ===
 
 impl Namespace {
-    /// Makes one; the one before it may still be on its way out.
+    /// Makes one beside those of other tests.
     pub fn new(test: &str) -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
+        Self::make(test, Turn::beside(), None, Secured::from_env())
+    }
+
+    /// The same with more of `deploy/components` than all tests have.
+    pub fn secured_by(test: &str, components: &[&'static str]) -> Self {
+        Self::make(test, Turn::beside(), None, Secured::from_env().and_by(components))
+    }
+
+    /// Makes the only one, for a test that breaks what all share; none where nothing can be broken, and that is noted.
+    pub fn alone(test: &str) -> Option<Self> {
+        let breaking = needs_cluster_tool(test)?;
+        Some(Self::make(test, Turn::alone(), Some(breaking), Secured::from_env()))
+    }
+
+    fn make(test: &str, turn: Turn, breaking: Option<PathBuf>, secured: Secured) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let given = Given::from_env();
         Images::of(&given);
         let folder = given.scratch("work-");
         let short: String = test.chars().take(40).map(|c| if c == '_' { '-' } else { c }).collect();
         let namespace = Self {
-            proxy: Proxy::start(folder.path()),
-            // The one before it may have begun alike, and may still be there.
+            proxy: Proxy::start(folder.path(), &secured.headers()),
+            // Another one may begin alike.
             name: format!("e2e-{}-{}-{number}", short.trim_matches('-'), std::process::id()),
             test: test.to_owned(),
             beside: Vec::new(),
             overlays: Mutex::new(0),
             given,
             folder,
+            breaking,
+            secured,
             _turn: turn,
         };
         // What an earlier run left would be taken for this one's.
         let _ = fs::remove_dir_all(namespace.kept());
-        namespace.create(&namespace.name);
+        namespace.create(&namespace.name, "restricted");
         namespace
     }
 
     /// Makes another one beside it, which goes with it.
     pub fn beside(&mut self) -> String {
+        self.beside_at("restricted")
+    }
+
+    /// The same at another Pod Security level.
+    pub fn beside_at(&mut self, level: &str) -> String {
         let name = format!("{}-beside", self.name);
-        self.create(&name);
+        self.create(&name, level);
         self.beside.push(name.clone());
         name
     }
 
-    fn create(&self, name: &str) {
-        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted", "convene-e2e": "true"});
+    fn create(&self, name: &str, level: &str) {
+        let labels = json!({"pod-security.kubernetes.io/enforce": level, "convene-e2e": "true"});
         self.create_object(
             &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
         );
+        self.secured.objects(name).iter().for_each(|object| self.create_object(object));
+    }
+
+    /// What the servers are secured by.
+    pub fn secured(&self) -> &Secured {
+        &self.secured
     }
 
     /// Its name.
@@ -141,29 +130,28 @@ impl Namespace {
         &self.name
     }
 
+    /// The program that breaks parts of the cluster.
+    pub fn breaking(&self) -> &Path {
+        self.breaking.as_deref().expect("a test that breaks the cluster is alone in it")
+    }
+
     /// The images that are run.
     pub fn images(&self) -> &'static Images {
         Images::of(&self.given)
     }
 
-    /// Writes a kustomization with our namespace, our images and the patches; gives its folder.
+    /// Writes a kustomization with our namespace, our images and the changes; gives its folder.
     pub fn overlay(&self, source: &Source) -> PathBuf {
+        self.overlay_in(&self.name, source)
+    }
+
+    fn overlay_in(&self, namespace: &str, source: &Source) -> PathBuf {
         let mut count = self.overlays.lock().unwrap();
         *count += 1;
         let folder = self.folder.path().join(count.to_string());
         fs::create_dir(&folder).unwrap();
-        let images = self.images();
-        let image = |name: &str, to: &(String, String)| json!({"name": name, "newName": to.0, "newTag": to.1});
-        let overlay = json!({
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "namespace": self.name,
-            // Kustomize refuses an absolute path.
-            "resources": [relative(&folder, &source.folder)],
-            "components": source.components.iter().map(|component| relative(&folder, component)).collect::<Vec<_>>(),
-            "images": [image("convene", &images.convene), image("hashicorp/consul", &images.consul)],
-            "patches": source.patches,
-        });
+        let source = self.secured.folders().fold(source.clone(), |source, component| source.component(&component));
+        let overlay = source.overlay(&folder, namespace, self.images());
         fs::write(folder.join("kustomization.yaml"), format!("{overlay:#}")).unwrap();
         folder
     }
@@ -171,6 +159,12 @@ impl Namespace {
     /// `kubectl apply -k`.
     pub fn apply(&self, source: &Source) {
         let folder = self.overlay(source);
+        run(kubectl(["apply", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// The same in a namespace beside this one.
+    pub fn apply_in(&self, namespace: &str, source: &Source) {
+        let folder = self.overlay_in(namespace, source);
         run(kubectl(["apply", "-k"]).arg(folder)).unwrap_or_else(|why| panic!("{why}"));
     }
 
@@ -182,9 +176,7 @@ impl Namespace {
 
     /// Empties the volumes whose claim is gone, where the cluster does not do so.
     pub fn empty_volumes(&self) {
-        self.given.volumes.iter().for_each(|line| {
-            run(&mut shell(line)).unwrap_or_else(|why| panic!("{why}"));
-        });
+        self.given.empty_volumes().unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// [`Self::apply`] without waiting for its end, for who measures.
@@ -208,6 +200,33 @@ impl Namespace {
     #[track_caller]
     pub fn kubectl(&self, words: &[&str]) -> String {
         self.try_kubectl(words).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Deletes Pods by kubectl's words for them, and waits until these are gone.
+    #[track_caller]
+    pub fn delete_pods(&self, words: &[&str]) {
+        self.delete_pods_in(&self.name, words);
+    }
+
+    /// The same in a namespace beside it. kubectl's own wait now and then misses the end, and lasts for ever.
+    #[track_caller]
+    pub fn delete_pods_in(&self, there: &str, words: &[&str]) {
+        let lives = || -> Option<BTreeMap<String, String>> {
+            let listed = self.get_in(there, "pods")?;
+            let text = |pod: &Value, key: &str| pod["metadata"][key].as_str().unwrap_or_default().to_owned();
+            let pods = listed["items"].as_array().into_iter().flatten();
+            Some(pods.map(|pod| (text(pod, "name"), text(pod, "uid"))).collect())
+        };
+        let before = lives().unwrap_or_else(|| panic!("the Pods of {there} are not told"));
+        let told = self.kubectl(&[&["-n", there, "delete", "pods", "--wait=false", "-o", "name"], words].concat());
+        let names: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("pod/")).collect();
+        assert!(!names.is_empty(), "no Pods are {words:?}");
+        self.wait_for("the end of the deleted Pods", || {
+            // An API server that does not answer ends nobody.
+            let gone =
+                |name: &&str, now: &BTreeMap<_, _>| before.get(*name).is_none_or(|uid| now.get(*name) != Some(uid));
+            lives().is_some_and(|now| names.iter().all(|name| gone(name, &now)))
+        });
     }
 
     /// Runs words in a Pod's first container.
@@ -262,10 +281,28 @@ impl Namespace {
         self.get(&format!("services/{service}"))?["spec"]["clusterIP"].as_str()?.parse().ok()
     }
 
+    /// Has the servers be so many, and waits until as many Pods are there.
+    pub fn scale(&self, replicas: usize) {
+        self.kubectl(&["scale", "statefulset", "consul-server", &format!("--replicas={replicas}")]);
+        self.wait_for("as many Pods", || self.pods(SERVERS).len() == replicas);
+    }
+
     /// Asks an agent, through Kubernetes' API.
     pub fn agent(&self, pod: &str, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-        let path = format!("/api/v1/namespaces/{}/pods/{pod}:8500/proxy{path}", self.name);
-        self.proxy.request(method, &path, body)
+        self.agent_within(ANSWER, pod, method, path, body)
+    }
+
+    /// The same for whoever has less patience.
+    pub fn agent_within(
+        &self,
+        patience: Duration,
+        pod: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Option<(u16, String)> {
+        let path = format!("/api/v1/namespaces/{}/pods/{}/proxy{path}", self.name, self.secured.api(pod));
+        self.proxy.request_within(patience, method, &path, body)
     }
 
     /// GETs from an agent; `None` when nothing or an error is answered.
@@ -333,7 +370,19 @@ impl Namespace {
         self.wait_for(&format!("{count} servers that are Ready"), || self.all_ready(SERVERS, count));
         let all = || (0..count).map(|ordinal| self.voters(&server(ordinal)));
         self.wait_for(&format!("{count} voters"), || all().all(|voters| voters.len() == count));
+        self.make_tokens();
         self.voters(&server(0))
+    }
+
+    /// What an administrator does once there is a leader. What was done before is done.
+    fn make_tokens(&self) {
+        for (path, body) in self.secured.requests() {
+            let made = || {
+                let (status, said) = self.agent(&server(0), "PUT", path, &body).unwrap_or_default();
+                status == 200 || said.contains("already")
+            };
+            self.wait_for(path, made);
+        }
     }
 
     /// Waits for a condition; the Pods' states are told when it does not come.
@@ -404,7 +453,7 @@ impl Namespace {
         let names = [&self.name].into_iter().chain(&self.beside);
         run(kubectl(["delete", "namespace", "--wait=false", "--ignore-not-found"]).args(names))?;
         // Those of earlier namespaces are free by now.
-        self.given.volumes.iter().try_for_each(|line| run(&mut shell(line)).map(|_| ()))
+        self.given.empty_volumes()
     }
 
     /// Removes it and waits for the end of it, so that nothing of it is left to do beside what is measured next.
@@ -427,7 +476,7 @@ impl Namespace {
             }
             std::thread::sleep(LOOK);
         }
-        self.given.volumes.iter().try_for_each(|line| run(&mut shell(line)).map(|_| ()))
+        self.given.empty_volumes()
     }
 }
 
@@ -459,12 +508,4 @@ pub fn is_ready(pod: &Value) -> bool {
 
 fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
-}
-
-/// The way from one folder to another, both of which exist.
-fn relative(from: &Path, to: &Path) -> PathBuf {
-    let (from, to) = (from.canonicalize().unwrap(), to.canonicalize().unwrap());
-    let shared = from.components().zip(to.components()).take_while(|(one, other)| one == other).count();
-    let up = from.components().skip(shared).map(|_| "..");
-    up.map(PathBuf::from).chain(to.components().skip(shared).map(|one| PathBuf::from(one.as_os_str()))).collect()
 }

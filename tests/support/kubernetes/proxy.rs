@@ -12,25 +12,27 @@ use std::time::{Duration, Instant};
 /// A guard against hanging, no measure.
 const START: Duration = Duration::from_secs(30);
 /// Consul holds a question for 7 s when it has no leader.
-const ANSWER: Duration = Duration::from_secs(15);
+pub const ANSWER: Duration = Duration::from_secs(15);
 
 /// A running `kubectl proxy`.
 #[derive(Debug)]
 pub struct Proxy {
     process: Child,
     socket: PathBuf,
+    headers: String,
 }
 
 // === impl Proxy ===
 
 impl Proxy {
-    /// Starts one; only this user reaches it.
-    pub fn start(folder: &Path) -> Self {
+    /// Starts one; only this user reaches it. Each question has `headers`, which the Kubernetes API hands on to Pods.
+    pub fn start(folder: &Path, headers: &str) -> Self {
         let socket = folder.join("api");
-        // It ends with its stdin: a test that is killed leaves nobody behind who has its rights.
-        let mut command = shell("kubectl proxy --unix-socket=\"$SOCKET\" >/dev/null & read -r _; kill $!");
+        // It ends with its stdin: a test that is killed leaves nobody behind who has its rights. It tells of each request that was
+        // given up, as of a fault.
+        let mut command = shell("kubectl proxy --unix-socket=\"$SOCKET\" >/dev/null 2>&1 & read -r _; kill $!");
         let process = command.env("SOCKET", &socket).stdin(Stdio::piped()).spawn().expect("sh starts");
-        let proxy = Self { process, socket };
+        let proxy = Self { process, socket, headers: format!("Host: localhost\r\n{headers}") };
         let begun = Instant::now();
         while UnixStream::connect(&proxy.socket).is_err() {
             assert!(begun.elapsed() < START, "kubectl proxy does not listen");
@@ -41,9 +43,14 @@ impl Proxy {
 
     /// One request; `None` when nothing is answered.
     pub fn request(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        self.request_within(ANSWER, method, path, body)
+    }
+
+    /// The same for whoever has less patience.
+    pub fn request_within(&self, patience: Duration, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
         let stream = UnixStream::connect(&self.socket).ok()?;
-        stream.set_read_timeout(Some(ANSWER)).ok()?;
-        exchange(stream, "Host: localhost\r\n", method, path, body)
+        stream.set_read_timeout(Some(patience)).ok()?;
+        exchange(stream, &self.headers, method, path, body)
     }
 
     /// GETs; `None` when nothing or an error is answered.

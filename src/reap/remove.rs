@@ -1,0 +1,64 @@
+//! Takes one client out of the cluster: looks at it once more, tells gossip that it has left, and waits until the leader has taken it
+//! out of the catalog with its services.
+//!
+//! Never prunes: gossip forgets who left by itself, in hours, and an agent that came back in this very moment would be thrown out
+//! ([`Agent::force_leave`]). Never deregisters in the catalog: what gossip has no more the leader takes out within a minute (Consul
+//! 1.22.6, `reconcileReaped`; tried).
+
+use super::ReapError;
+use super::judge::Case;
+use crate::api::consul::{Agent, ApiError};
+use crate::api::kube::Kube;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long the leader may need: gossip carries it within a second or two.
+const CONFIRM: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Removal {
+    /// It is out of the catalog; after so long.
+    Removed(Duration),
+    /// It stays, since something has changed.
+    Back(&'static str),
+    /// It is still there.
+    Failed(String),
+}
+
+/// Removes. What will be so for the next one too is an error.
+///
+/// # Errors
+/// [`ReapError::Kubernetes`], [`ReapError::Consul`], [`ReapError::Denied`].
+pub(super) async fn remove(kube: &Kube, agent: &Agent, case: &Case) -> Result<Removal, ReapError> {
+    let (node, begun) = (&case.node, Instant::now());
+    // Minutes may have passed since the look.
+    if kube.has_node(&case.machine).await.map_err(ReapError::Kubernetes)? {
+        return Ok(Removal::Back("its machine has a Node object again"));
+    }
+    if agent.has_failed(node).await.map_err(ReapError::Consul)? == Some(false) {
+        return Ok(Removal::Back("it is alive again"));
+    }
+    match agent.force_leave(node).await {
+        // Gossip had forgotten it already.
+        Err(error) if error.is_unknown_node() => {}
+        // Gossip may be slow to carry it; the leader tells.
+        Err(ApiError::Silent { .. }) | Ok(()) => {}
+        Err(cause) if cause.is_denied() => return Err(ReapError::Denied { node: node.clone(), cause }),
+        Err(error) => return Ok(Removal::Failed(error.to_string())),
+    }
+    loop {
+        match agent.has_failed(node).await {
+            Ok(None) => return Ok(Removal::Removed(begun.elapsed())),
+            Ok(Some(false)) => return Ok(Removal::Back("it is alive again")),
+            Ok(Some(true)) | Err(_) if begun.elapsed() < CONFIRM => sleep(POLL).await,
+            Ok(Some(true)) => {
+                let waited = crate::time::text(CONFIRM);
+                return Ok(Removal::Failed(format!("it is still in the catalog after {waited}")));
+            }
+            Err(error) => return Err(ReapError::Consul(error)),
+        }
+    }
+}

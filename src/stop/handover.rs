@@ -1,0 +1,150 @@
+//! To whom does a leader hand its leadership before it stops, and how?
+//!
+//! Takes the servers as they are, gives one by name: the lowest healthy ordinal of our own revision, and when all others are of
+//! a new one already the most caught-up of them. So leadership moves at most twice in a rolling restart, and in an upgrade no new leader writes
+//! what old followers cannot read. Only the leader itself ever asks for it, because any server would pass the order on.
+
+use super::voters::{Asker, View, Voter};
+use crate::api::consul::ApiError;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long the others may need to follow the new leader.
+const FOLLOWED: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Leadership that went over, or why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandedOver {
+    /// To this server.
+    To(String),
+    /// It stays with us, for this reason.
+    Not(String),
+}
+
+/// Who is to lead. `revision` is that of our own Pod, which is the old one in a rollout: the StatefulSet's status tells the new
+/// one only after the first Pod was deleted. `indices` are how far each one's log reaches.
+pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Option<&'a Voter> {
+    let able = || view.others.iter().filter(|voter| voter.is_healthy() && !voter.terminating);
+    let is_new =
+        |voter: &Voter| revision.is_some() && voter.revision.is_some() && voter.revision.as_deref() != revision;
+    let lowest = |voter: &&Voter| (voter.ordinal.is_none(), voter.ordinal, voter.address);
+    able().filter(|voter| !is_new(voter)).min_by_key(lowest).or_else(|| {
+        // Of two that are alike the lower one: it is the last to be restarted.
+        able().min_by_key(|voter| (std::cmp::Reverse(indices.get(&voter.address).copied()), lowest(voter)))
+    })
+}
+
+/// Hands leadership over, if it is ours.
+pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> HandedOver {
+    let no = |why: String| HandedOver::Not(why);
+    let servers = match asker.agent.raft_configuration().await {
+        Ok(servers) => servers,
+        Err(error) => return no(why_not(&error)),
+    };
+    let ids: BTreeMap<SocketAddr, String> = servers
+        .into_iter()
+        .filter(|server| server.voter)
+        .filter_map(|server| Some((server.address.parse().ok()?, server.id)))
+        .collect();
+    let last: BTreeMap<String, u64> =
+        asker.agent.piloted().await.unwrap_or_default().into_iter().map(|one| (one.id, one.last_index)).collect();
+    let indices = ids.iter().filter_map(|(address, id)| Some((*address, *last.get(id)?))).collect();
+    let voting = View {
+        others: view.others.iter().filter(|one| ids.contains_key(&one.address)).cloned().collect(),
+        ..view.clone()
+    };
+    let Some(next) = successor(&voting, revision, &indices) else {
+        return no("no other voter is well".to_owned());
+    };
+    let Some(id) = ids.get(&next.address) else { return no(format!("the node ID of {} is not known", next.name())) };
+    // Not an earlier answer: somebody else may lead by now, and would be moved.
+    match asker.agent.leader().await {
+        Ok(leader) if leader == view.us => {}
+        Ok(_) => return no("another server leads by now".to_owned()),
+        Err(error) => return no(error.to_string()),
+    }
+    if let Err(error) = asker.agent.transfer_leader(id).await {
+        return no(why_not(&error));
+    }
+    followed(asker, next).await
+}
+
+/// Waits until we and the other healthy servers follow the new leader.
+async fn followed(asker: &Asker, next: &Voter) -> HandedOver {
+    let begun = Instant::now();
+    let mut leader = None;
+    // Their Pods make no difference any more.
+    let asker = Asker { kube: None, ..asker.clone() };
+    while begun.elapsed() < FOLLOWED {
+        if let Ok(view) = asker.view().await {
+            leader = view.leader;
+            let follows = |voter: &&Voter| voter.is_healthy();
+            if leader == Some(next.address) && view.others.iter().filter(follows).count() * 2 >= view.count() {
+                return HandedOver::To(next.name());
+            }
+        }
+        sleep(LOOK).await;
+    }
+    match leader {
+        Some(leader) if leader == next.address => HandedOver::To(next.name()),
+        Some(leader) => HandedOver::Not(format!("{} was asked to lead, but {leader} does", next.name())),
+        None => HandedOver::Not(format!("{} was asked to lead, and no leader is known", next.name())),
+    }
+}
+
+fn why_not(error: &ApiError) -> String {
+    if error.is_unknown_token() {
+        return "Consul does not know our token: it has expired, or was deleted".to_owned();
+    }
+    if error.is_denied() {
+        return "the token may not: the policy operator = \"write\" is needed".to_owned();
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::voters::tests::{at, view, voter};
+    use super::*;
+
+    fn of(n: u32, revision: &str) -> Voter {
+        Voter { revision: Some(revision.to_owned()), ..voter(n) }
+    }
+
+    fn next(others: Vec<Voter>, indices: &[(u32, u64)]) -> Option<u32> {
+        let indices = indices.iter().map(|(n, index)| (at(*n), *index)).collect();
+        successor(&view(9, others), Some("old"), &indices)?.ordinal
+    }
+
+    #[test]
+    fn in_a_rollout_the_lowest_of_the_old_revision_leads() {
+        assert_eq!(next(vec![of(0, "old"), of(1, "old"), of(2, "new")], &[(1, 9), (2, 9), (0, 5)]), Some(0));
+        assert_eq!(next(vec![of(0, "old").away(), of(1, "old"), of(2, "new")], &[]), Some(1));
+    }
+
+    #[test]
+    fn at_the_beginning_of_a_rollout_the_lowest_leads() {
+        assert_eq!(next(vec![of(0, "old"), of(1, "old")], &[(1, 9), (0, 5)]), Some(0));
+    }
+
+    #[test]
+    fn at_its_end_the_most_caught_up_one_leads() {
+        assert_eq!(next(vec![of(1, "new"), of(2, "new")], &[(1, 5), (2, 9)]), Some(2));
+        assert_eq!(next(vec![of(1, "new"), of(2, "new")], &[(1, 9), (2, 9)]), Some(1));
+        assert_eq!(next(vec![of(1, "new"), of(2, "new")], &[]), Some(1));
+    }
+
+    #[test]
+    fn nobody_leads_who_is_away_or_about_to_go() {
+        assert_eq!(next(vec![of(0, "old").going(), of(1, "new").away()], &[]), None);
+    }
+
+    #[test]
+    fn without_revisions_the_lowest_ordinal_leads() {
+        assert_eq!(successor(&view(2, vec![voter(1), voter(0)]), None, &BTreeMap::new()).unwrap().ordinal, Some(0));
+    }
+}

@@ -1,0 +1,266 @@
+//! How are the other servers, at this moment?
+//!
+//! Takes the own agent and ways to ask the others, gives a [`View`]: who leads, and for each other voter whether it answers
+//! and follows the same leader. Autopilot's word for it lags by 6 to 12 s, so everybody is asked anew each time. A server that
+//! does not answer is away; a raft peer without a vote is left out where a token lets us tell it from a voter. Fails only when
+//! the own agent does not answer.
+
+use crate::api::consul::{Agent, ApiError, Member, Peers};
+use crate::api::kube::{Kube, Pod};
+use crate::settings::Seat;
+use crate::survey::own::is_preparing;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// How long another server may take: it has the answer in memory, and a stop has no time for the silent.
+const ASKED: Duration = Duration::from_millis(700);
+
+/// The servers as they are now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// The leader that our agent knows.
+    pub leader: Option<SocketAddr>,
+    /// Our own address among the raft peers.
+    pub us: Option<SocketAddr>,
+    /// We are a raft peer that has no vote, or none yet.
+    pub voteless: bool,
+    /// The other voters, sorted. A raft peer is one unless it is known to be none.
+    pub others: Vec<Voter>,
+}
+
+/// Another voter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Voter {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its Pod's name, where that is known.
+    pub pod: Option<String>,
+    /// Its ordinal in our StatefulSet.
+    pub ordinal: Option<u32>,
+    /// Why it is away; `None`: it answers and follows the same leader.
+    pub away: Option<String>,
+    /// Its Pod is being deleted.
+    pub terminating: bool,
+    /// The revision of the StatefulSet that its Pod was made from.
+    pub revision: Option<String>,
+}
+
+// === impl View ===
+
+impl View {
+    /// Whether we lead.
+    pub fn we_lead(&self) -> bool {
+        self.leader.is_some() && self.leader == self.us
+    }
+
+    /// Whether our stop costs a vote.
+    pub fn we_vote(&self) -> bool {
+        self.us.is_some() && !self.voteless
+    }
+
+    /// How many voters there are, we among them when we are one.
+    pub fn count(&self) -> usize {
+        self.others.len() + usize::from(self.we_vote())
+    }
+}
+
+// === impl Voter ===
+
+impl Voter {
+    /// It answers and follows the same leader.
+    pub fn is_healthy(&self) -> bool {
+        self.away.is_none()
+    }
+
+    /// As a person would call it.
+    pub fn name(&self) -> String {
+        self.pod.clone().unwrap_or_else(|| self.address.ip().to_string())
+    }
+}
+
+/// Asks the own agent, the others, and the Kubernetes API.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// The own agent.
+    pub agent: Agent,
+    /// Asks the others.
+    pub peers: Peers,
+    /// The Kubernetes API, and our namespace there.
+    pub kube: Option<(Kube, String)>,
+    /// Our place in the StatefulSet.
+    pub seat: Option<Seat>,
+    /// Our addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The other servers' Pods by their address, as far as they are known.
+    pub pods: BTreeMap<IpAddr, String>,
+}
+
+// === impl Asker ===
+
+impl Asker {
+    /// Learns which Pod is at which address: by the member list (`node:read`), else by the Kubernetes API.
+    pub async fn learn(&mut self) {
+        let mut members = self.agent.servers().await.unwrap_or_default();
+        // The address of one that is gone may be another's by now.
+        members.sort_by_key(Member::is_alive);
+        for member in members {
+            if let Ok(ip) = member.addr.parse() {
+                self.pods.insert(ip, member.name);
+            }
+        }
+        let (Some((kube, namespace)), Some(seat)) = (self.kube.clone(), self.seat.clone()) else { return };
+        // A node may have another name than its Pod.
+        if self.pods.values().any(|name| seat.is_beside(name)) {
+            return;
+        }
+        let peers = self.agent.peers().await.unwrap_or_default();
+        let reach = u32::try_from(peers.len()).unwrap_or_default().saturating_add(1);
+        let mut asking = JoinSet::new();
+        for ordinal in seat.ordinal.saturating_sub(reach)..=seat.ordinal.saturating_add(reach) {
+            let (kube, namespace, pod) = (kube.clone(), namespace.clone(), seat.pod(ordinal));
+            asking.spawn(async move {
+                let (service, found) = tokio::join!(kube.service(&namespace, &pod), kube.pod(&namespace, &pod));
+                let stable = service.ok().flatten().map(|service| service.ips).unwrap_or_default();
+                let own = found.ok().flatten().map(|pod| pod.ips).unwrap_or_default();
+                (pod, stable.into_iter().chain(own))
+            });
+        }
+        while let Some(done) = asking.join_next().await {
+            if let Ok((pod, ips)) = done {
+                self.pods.extend(ips.map(|ip| (ip, pod.clone())));
+            }
+        }
+    }
+
+    /// The servers as they are now.
+    ///
+    /// # Errors
+    /// [`ApiError`]: the own agent does not tell.
+    pub async fn view(&self) -> Result<View, ApiError> {
+        let (leader, ours) = tokio::join!(self.agent.leader(), self.agent.peers());
+        let (leader, ours) = (leader?, ours?);
+        let (theirs, voteless) = tokio::join!(self.peers_of(leader), self.voteless(leader));
+        let peers = theirs.unwrap_or(ours);
+        let us = peers.iter().find(|peer| self.addresses.contains(&peer.ip())).copied();
+        let mut asking = JoinSet::new();
+        for peer in peers.into_iter().filter(|peer| Some(*peer) != us && !voteless.contains(peer)) {
+            let asker = self.clone();
+            asking.spawn(async move { asker.voter(peer, leader).await });
+        }
+        let mut others = Vec::new();
+        while let Some(done) = asking.join_next().await {
+            others.extend(done.ok());
+        }
+        others.sort_by_key(|one| (one.ordinal, one.address));
+        Ok(View { leader, us, voteless: us.is_some_and(|us| voteless.contains(&us)), others })
+    }
+
+    /// The raft peers as the leader has them: nobody tells a server that was taken out. `None`: it does not answer, or is us.
+    async fn peers_of(&self, leader: Option<SocketAddr>) -> Option<Vec<SocketAddr>> {
+        let leader = leader.filter(|leader| !self.addresses.contains(&leader.ip()))?;
+        let agent = self.peers.at(leader.ip()).ok()?;
+        timeout(ASKED, agent.peers()).await.ok()?.ok().filter(|peers| !peers.is_empty())
+    }
+
+    /// The raft peers that do not vote, as far as a token lets us ask (`operator:read`).
+    async fn voteless(&self, leader: Option<SocketAddr>) -> BTreeSet<SocketAddr> {
+        // Without a leader the question would be held for 7 s.
+        if leader.is_none() {
+            return BTreeSet::new();
+        }
+        let asked = timeout(ASKED, self.agent.raft_configuration()).await;
+        let servers = asked.ok().and_then(Result::ok).unwrap_or_default();
+        let voteless = servers.iter().filter(|server| !server.voter);
+        voteless.filter_map(|server| server.address.parse().ok()).collect()
+    }
+
+    async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
+        let pod = self.pods.get(&address.ip()).cloned();
+        let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
+        let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
+        Voter {
+            address,
+            ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
+            away,
+            terminating: told.as_ref().is_some_and(Pod::is_terminating),
+            revision: told.and_then(|pod| pod.revision),
+            pod,
+        }
+    }
+
+    /// Why a server cannot be counted on.
+    async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<String> {
+        let asked = async {
+            let mut open = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
+            let agent = self.peers.at(address.ip()).map_err(|error| error.to_string())?;
+            match agent.leader().await {
+                Ok(theirs) if theirs == leader => Ok(()),
+                Ok(Some(theirs)) => Err(format!("it follows {theirs}")),
+                Ok(None) => Err("it knows no leader".to_owned()),
+                Err(ApiError::Refused { .. }) if is_preparing(&mut open).await => Err("it is starting".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        match timeout(ASKED, asked).await {
+            Ok(answer) => answer.err(),
+            Err(_) => Some(format!("{address} is silent")),
+        }
+    }
+
+    /// Its Pod, as the Kubernetes API tells it.
+    async fn told(&self, pod: Option<&str>) -> Option<Pod> {
+        let ((kube, namespace), pod) = (self.kube.as_ref()?, pod?);
+        kube.pod(namespace, pod).await.ok().flatten()
+    }
+
+    /// Whether a Pod of our StatefulSet runs; `None`: nobody tells.
+    pub async fn runs(&self, ordinal: u32) -> Option<bool> {
+        let ((kube, namespace), seat) = (self.kube.as_ref()?, self.seat.as_ref()?);
+        let pod = kube.pod(namespace, &seat.pod(ordinal)).await.ok()?;
+        Some(pod.is_some_and(|pod| !pod.over && !pod.ips.is_empty()))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The address of an ordinal.
+    pub fn at(ordinal: u32) -> SocketAddr {
+        SocketAddr::from(([10, 96, 0, u8::try_from(ordinal).unwrap_or(0)], 8300))
+    }
+
+    /// A healthy one.
+    pub fn voter(ordinal: u32) -> Voter {
+        Voter {
+            address: at(ordinal),
+            pod: Some(format!("consul-server-{ordinal}")),
+            ordinal: Some(ordinal),
+            away: None,
+            terminating: false,
+            revision: None,
+        }
+    }
+
+    /// The others as we see them; the first one leads.
+    pub fn view(us: u32, others: Vec<Voter>) -> View {
+        let leader = others.first().map_or(at(us), |first| first.address);
+        View { leader: Some(leader), us: Some(at(us)), voteless: false, others }
+    }
+
+    impl Voter {
+        /// One that does not answer.
+        pub fn away(self) -> Self {
+            Self { away: Some("it does not answer".to_owned()), ..self }
+        }
+
+        /// One whose Pod is being deleted.
+        pub fn going(self) -> Self {
+            Self { terminating: true, ..self }
+        }
+    }
+}

@@ -1,0 +1,1183 @@
+//! How a stop goes: why it comes, what is done about it, and what it costs the others. By `run` at a TERM and by the preStop
+//! hook `leave`, with a Kubernetes API and agents that are servers on real sockets, and with real Consul where Raft decides.
+
+// A panic is how a test fails; clippy's own exception for tests covers `#[test]` functions only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use convene::api::kube::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+use support::cluster::{Cluster, MANAGEMENT, wait_until};
+use support::dns::ScriptedDns;
+use support::http::{Call, Reply, ScriptedHttp};
+use support::net::{LoopbackBlock, loopback_block};
+use support::port::OpenPort;
+use support::program::Convene;
+use support::skip::needs_consul;
+use tempfile::TempDir;
+
+const PODS: &str = "/api/v1/namespaces/demo/pods";
+const EVENTS: &str = "/api/v1/namespaces/demo/events";
+const STATEFULSET: &str = "/apis/apps/v1/namespaces/demo/statefulsets/consul-server";
+const LEAVE: &str = "/v1/agent/leave";
+
+fn pod_name(ordinal: u8) -> String {
+    format!("consul-server-{ordinal}")
+}
+
+// === the Kubernetes API ===
+
+/// An API server that knows some Pods of StatefulSet consul-server and takes Events.
+struct Kubernetes {
+    api: ScriptedHttp,
+    files: TempDir,
+}
+
+impl Kubernetes {
+    /// `size` Pods that run, ordinal 0 first, and as many replicas.
+    fn new(size: u8, ip: impl Fn(u8) -> IpAddr) -> Self {
+        let world = Self { api: ScriptedHttp::start(), files: tempfile::tempdir().unwrap() };
+        std::fs::write(world.kubeconfig(), world.api.kubeconfig(&json!({"token": "t"}))).unwrap();
+        for ordinal in 0..12 {
+            world.says(&format!("{PODS}/{}", pod_name(ordinal)), 404);
+            // Neither there nor not: the address on the volume is used.
+            world.says(&format!("/api/v1/namespaces/demo/services/{}", pod_name(ordinal)), 500);
+        }
+        (0..size).for_each(|ordinal| world.pod(ordinal, &running(ordinal, ip(ordinal))));
+        world.replicas(size);
+        world.api.always(Call::post(EVENTS, Reply::Json(201, "{}".to_owned())));
+        world
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.files.path().join("kubeconfig")
+    }
+
+    fn says(&self, path: &str, status: u16) {
+        let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": status});
+        self.api.always(Call::get(path, Reply::Json(status, body.to_string())));
+    }
+
+    fn pod(&self, ordinal: u8, pod: &Value) {
+        self.api.always(Call::get(&format!("{PODS}/{}", pod_name(ordinal)), Reply::ok(&pod.to_string())));
+    }
+
+    fn no_pod(&self, ordinal: u8) {
+        self.says(&format!("{PODS}/{}", pod_name(ordinal)), 404);
+    }
+
+    fn replicas(&self, replicas: u8) {
+        self.statefulset(
+            &json!({"metadata": {"uid": "u"}, "spec": {"replicas": replicas, "podManagementPolicy": "Parallel"}}),
+        );
+    }
+
+    fn statefulset(&self, set: &Value) {
+        self.api.always(Call::get(STATEFULSET, Reply::ok(&set.to_string())));
+    }
+
+    /// Nothing is answered any more, but connections are taken.
+    fn silent(&self, ordinal: u8) {
+        self.api.always(Call::get(STATEFULSET, Reply::Nothing));
+        self.api.always(Call::get(&format!("{PODS}/{}", pod_name(ordinal)), Reply::Nothing));
+    }
+
+    /// Reason and message of each Event on a Pod about its stop.
+    fn events(&self, ordinal: u8) -> Vec<(String, String)> {
+        let requests = self.api.requests();
+        let posted = requests.iter().filter(|request| request.method == "POST");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let all = posted.map(|request| serde_json::from_str::<Value>(&request.body).unwrap());
+        all.filter(|event| event["involvedObject"]["name"] == pod_name(ordinal))
+            .map(|event| (text(&event["reason"]), text(&event["message"])))
+            .filter(|(reason, _)| ["Stopping", "Left", "NotLeft"].contains(&reason.as_str()))
+            .collect()
+    }
+}
+
+fn running(ordinal: u8, ip: IpAddr) -> Value {
+    json!({"metadata": {"name": pod_name(ordinal), "uid": uid(ordinal)}, "spec": {"containers": []},
+        "status": {"phase": "Running", "podIP": ip}})
+}
+
+fn uid(ordinal: u8) -> String {
+    format!("uid-{ordinal}")
+}
+
+/// A Pod whose deletion was asked for, gone in so many seconds.
+fn deleted(mut pod: Value, seconds: i64, grace: u64) -> Value {
+    let by = Timestamp::now().as_second() + seconds;
+    pod["metadata"]["deletionTimestamp"] = json!(Timestamp::from_second(by).unwrap().to_string());
+    pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+    pod
+}
+
+fn annotated(mut pod: Value, order: &str) -> Value {
+    pod["metadata"]["annotations"]["convene.dev/leave"] = json!(order);
+    pod
+}
+
+/// What a volume holds whose server has run before: at an address that outlives its Pod, or not.
+fn write_record(data: &Path, ordinal: u8, ip: IpAddr, stable: bool) {
+    std::fs::create_dir_all(data.join("convene")).unwrap();
+    let record = json!({
+        "version": 1, "node_id": format!("00000000-0000-4000-8000-00000000000{ordinal}"),
+        "owner": {"namespace": "demo", "statefulset": "consul-server", "pod": pod_name(ordinal)},
+        "advertise": ip, "addresses": [ip], "stable": stable,
+    });
+    std::fs::write(data.join("convene/record.json"), record.to_string()).unwrap();
+}
+
+fn has_left(data: &Path) -> bool {
+    let record: Value = serde_json::from_slice(&std::fs::read(data.join("convene/record.json")).unwrap()).unwrap();
+    record["left"] == true
+}
+
+// === agents that say what a test wants ===
+
+/// A server, and others, of a cluster that is played: each has an HTTP API and an open server port at an address of its own.
+struct Scene {
+    block: LoopbackBlock,
+    kubernetes: Kubernetes,
+    agents: BTreeMap<u8, (ScriptedHttp, OpenPort)>,
+    dns: ScriptedDns,
+    files: TempDir,
+    us: u8,
+    size: u8,
+}
+
+/// What convene did.
+struct Stopped {
+    code: i32,
+    log: String,
+}
+
+impl Scene {
+    /// `size` servers that are well, led by ordinal 0; we are the highest.
+    fn new(size: u8) -> Self {
+        Self::of(size - 1, size)
+    }
+
+    /// The same, where we are another ordinal.
+    fn of(us: u8, size: u8) -> Self {
+        let block = loopback_block();
+        let kubernetes = Kubernetes::new(size, |ordinal| block.ip(ordinal + 2).into());
+        let (dns, files) = (ScriptedDns::zone(), tempfile::tempdir().unwrap());
+        let mut scene = Self { block, kubernetes, agents: BTreeMap::new(), dns, files, us, size };
+        (0..size).for_each(|ordinal| scene.start(ordinal));
+        scene.records(true);
+        scene.us().always(Call::get(
+            "/v1/agent/self",
+            Reply::ok(
+                &json!({"Config": {"NodeName": pod_name(us), "NodeID": "", "Server": true}, "Stats": {}}).to_string(),
+            ),
+        ));
+        scene.us().always(Call::get("/v1/agent/members", Reply::ok(&scene.members())));
+        scene.configuration(&[]);
+        scene
+    }
+
+    fn ip(&self, ordinal: u8) -> Ipv4Addr {
+        self.block.ip(ordinal + 2)
+    }
+
+    /// An agent that follows ordinal 0 and lists all.
+    fn start(&mut self, ordinal: u8) {
+        let agent = ScriptedHttp::at(&self.block.at(ordinal + 2, 8500));
+        self.agents.insert(ordinal, (agent, OpenPort::at(&self.block.at(ordinal + 2, 8300))));
+        self.follows(ordinal, Some(0));
+        self.lists(ordinal, &(0..self.size).collect::<Vec<_>>());
+        // Nobody has a token for another server.
+        self.agent(ordinal).always(Call::get("/v1/agent/members", Reply::ok("[]")));
+        self.agent(ordinal).always(Call::get("/v1/agent/services", Reply::ok("{}")));
+        // Which cluster it is matters to nobody here.
+        let roots = "/v1/connect/ca/roots?stale";
+        self.agent(ordinal).always(Call::get(roots, Reply::Json(500, "Connect is disabled".to_owned())));
+    }
+
+    /// It is not there.
+    fn end(&mut self, ordinal: u8) {
+        self.agents.remove(&ordinal).unwrap().0.finish();
+    }
+
+    fn agent(&self, ordinal: u8) -> &ScriptedHttp {
+        &self.agents[&ordinal].0
+    }
+
+    fn us(&self) -> &ScriptedHttp {
+        self.agent(self.us)
+    }
+
+    fn follows(&self, ordinal: u8, leader: Option<u8>) {
+        let leader = leader.map(|leader| self.block.at(leader + 2, 8300)).unwrap_or_default();
+        self.agent(ordinal).always(Call::get("/v1/status/leader", Reply::ok(&json!(leader).to_string())));
+    }
+
+    fn lists(&self, ordinal: u8, peers: &[u8]) {
+        let peers: Vec<String> = peers.iter().map(|peer| self.block.at(peer + 2, 8300)).collect();
+        self.agent(ordinal).always(Call::get("/v1/status/peers", Reply::ok(&json!(peers).to_string())));
+    }
+
+    fn members(&self) -> String {
+        let member = |ordinal: u8| json!({"Name": pod_name(ordinal), "Addr": self.ip(ordinal), "Status": 1, "Tags": {"role": "consul"}});
+        Value::from_iter((0..self.size).map(member)).to_string()
+    }
+
+    /// The leader's configuration, in which these do not vote.
+    fn configuration(&self, non_voters: &[u8]) {
+        let server = |ordinal: u8| {
+            json!({"ID": format!("id-{ordinal}"), "Node": pod_name(ordinal),
+            "Address": self.block.at(ordinal + 2, 8300), "Leader": ordinal == 0, "Voter": !non_voters.contains(&ordinal)})
+        };
+        let servers = json!({"Servers": Value::from_iter((0..self.size).map(server))});
+        self.us().always(Call::get("/v1/operator/raft/configuration", Reply::ok(&servers.to_string())));
+    }
+
+    /// How far the logs reach that the leader has heard of.
+    fn autopilot(&self, indices: &[(u8, u64)]) {
+        let server = |(ordinal, index): &(u8, u64)| {
+            (format!("id-{ordinal}"), json!({"ID": format!("id-{ordinal}"), "LastIndex": index}))
+        };
+        let state = json!({"Servers": Value::from_iter(indices.iter().map(server))});
+        self.us().always(Call::get("/v1/operator/autopilot/state", Reply::ok(&state.to_string())));
+    }
+
+    /// The agent takes a leave, once, and a server that does not lead knows of it.
+    fn takes_a_leave(&self) {
+        self.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+        self.lists(1, &(0..self.us).collect::<Vec<_>>());
+    }
+
+    /// Our Pod as it runs.
+    fn pod(&self) -> Value {
+        running(self.us, self.ip(self.us).into())
+    }
+
+    fn our_pod(&self, pod: &Value) {
+        self.kubernetes.pod(self.us, pod);
+    }
+
+    fn our_pod_is_deleted(&self) {
+        self.our_pod(&deleted(self.pod(), 600, 600));
+    }
+
+    fn data(&self) -> PathBuf {
+        self.files.path().join("data")
+    }
+
+    fn records(&self, stable: bool) {
+        write_record(&self.data(), self.us, self.ip(self.us).into(), stable);
+        std::fs::create_dir_all(self.data().join("raft")).unwrap();
+        std::fs::write(self.data().join("raft/raft.db"), "").unwrap();
+    }
+
+    fn remembered(&self) -> PathBuf {
+        self.data().join("convene/statefulset.json")
+    }
+
+    fn convene(&self, words: &[&str], grace: &str) -> Convene {
+        Convene::new(words)
+            .words([
+                "--role=server",
+                &format!("--grace-period={grace}"),
+                &format!("--data-dir={}", self.data().display()),
+            ])
+            .env("POD_NAME", pod_name(self.us))
+            .env("POD_NAMESPACE", "demo")
+            .env("POD_UID", uid(self.us))
+            .env("POD_IP", self.ip(self.us).to_string())
+            .env("KUBECONFIG", self.kubernetes.kubeconfig())
+            .env("CONSUL_HTTP_ADDR", self.block.at(self.us + 2, 8500))
+    }
+
+    /// The hook, to its end.
+    fn leave(&self, words: &[&str], grace: &str) -> Stopped {
+        let ended = self.convene(&["leave"], grace).words(words).run();
+        Stopped { code: ended.code, log: ended.stderr }
+    }
+
+    /// `run` with a CMD that ends at a TERM, up to the moment when it watches and remembers.
+    fn run(&self, words: &[&str], grace: &str) -> Running {
+        let file = self.files.path().join("log");
+        let run = self.convene(&["run"], grace).words(words).words([
+            "--claim=off",
+            "--expect=3",
+            "--resolv-conf=/does/not/exist",
+        ]);
+        let run = run.words([format!("--nameserver={}", self.dns.addr())]).words(["--", "sleep", "1000"]);
+        let running = Running { child: run.spawn_into(&file), file };
+        running.says("joined: a leader is known");
+        wait_until("the StatefulSet to be remembered", || self.remembered().exists().then_some(()), || running.log());
+        running
+    }
+
+    /// The same while it goes on.
+    fn start_leave(&self, words: &[&str], grace: &str) -> Running {
+        let file = self.files.path().join("log");
+        Running { child: self.convene(&["leave"], grace).words(words).spawn_into(&file), file }
+    }
+
+    fn events(&self) -> Vec<(String, String)> {
+        self.kubernetes.events(self.us)
+    }
+}
+
+/// A `run` or a hook that goes on.
+struct Running {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Running {
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.file).unwrap_or_default()
+    }
+
+    fn says(&self, part: &str) {
+        wait_until(part, || self.log().contains(part).then_some(()), || self.log());
+    }
+
+    fn term(&self) {
+        kill(pid(&self.child), Signal::SIGTERM).unwrap();
+    }
+
+    fn ended(mut self) -> Stopped {
+        let file = self.file.clone();
+        let log = || std::fs::read_to_string(&file).unwrap_or_default();
+        let status = wait_until("its end", || self.child.try_wait().unwrap(), log);
+        Stopped { code: status.code().unwrap_or(-1), log: self.log() }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().unwrap())
+}
+
+/// What `run` started.
+fn agent_of(run: Pid) -> Pid {
+    let children = std::fs::read_to_string(format!("/proc/{run}/task/{run}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap())
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // CMD ends with a TERM; nothing is left of it.
+        if let Ok(None) = self.child.try_wait() {
+            self.term();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Stopped {
+    #[track_caller]
+    fn ends(&self, code: i32, parts: &[&str]) -> &Self {
+        assert_eq!(self.code, code, "{}", self.log);
+        for part in parts {
+            assert!(self.log.contains(part), "{part:?} is not in: {}", self.log);
+        }
+        self
+    }
+
+    #[track_caller]
+    fn never_says(&self, part: &str) -> &Self {
+        assert!(!self.log.contains(part), "{part:?} is in: {}", self.log);
+        self
+    }
+}
+
+// === causes ===
+
+/// A cause, how it comes about, and what is done.
+struct Row {
+    /// Words for `--leave`.
+    words: &'static [&'static str],
+    /// What has happened when the stop comes.
+    happens: fn(&Scene),
+    says: &'static str,
+    leaves: bool,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        words: &["--leave=always"],
+        happens: |_| {},
+        says: "order to leave: always (--leave says always)",
+        leaves: true,
+    },
+    Row {
+        words: &["--leave=never"],
+        happens: |scene| scene.our_pod(&annotated(scene.pod(), "always")),
+        says: "order to leave: always (the annotation convene.dev/leave says always)",
+        leaves: true,
+    },
+    Row {
+        words: &["--leave=never"],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.replicas(2);
+        },
+        says: "order to leave: never (--leave says never)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod(&annotated(deleted(scene.pod(), 600, 600), "never"));
+            scene.kubernetes.replicas(2);
+        },
+        says: "order to leave: never (the annotation convene.dev/leave says never)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            let mut pod = annotated(scene.pod(), "always");
+            pod["metadata"]["uid"] = json!("uid-of-another");
+            scene.our_pod(&pod);
+        },
+        says: "replaced (another Pod has our name already)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| scene.kubernetes.no_pod(scene.us),
+        says: "replaced (our Pod is gone from the Kubernetes API)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| scene.our_pod(&annotated(scene.pod(), "sometimes")),
+        says: "container restart (our Pod is not being deleted)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.says(STATEFULSET, 404);
+        },
+        says: "teardown (the StatefulSet is gone or being deleted)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            let meta = json!({"uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+            scene.kubernetes.statefulset(&json!({"metadata": meta, "spec": {"replicas": 0}}));
+        },
+        says: "teardown (the StatefulSet is gone or being deleted)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.replicas(0);
+        },
+        says: "hibernate (the StatefulSet has 0 replicas)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.replicas(2);
+        },
+        says: "scale-down (the StatefulSet has 2 replicas from ordinal 0 on, and ours is 2)",
+        leaves: true,
+    },
+    Row {
+        words: &[],
+        happens: Scene::our_pod_is_deleted,
+        says: "restart (our Pod is being deleted, and the StatefulSet has 3 replicas)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.says(STATEFULSET, 403);
+            let _ = std::fs::remove_file(scene.remembered());
+        },
+        says: "unknown (the Kubernetes API answered 403",
+        leaves: false,
+    },
+];
+
+/// Each row, stopped by this; then the record and the one Event must agree with what was done.
+fn each_cause(stop: impl Fn(&Scene, &Row) -> Stopped) {
+    for row in ROWS {
+        let scene = Scene::new(3);
+        if row.leaves {
+            scene.takes_a_leave();
+        }
+        let stopped = stop(&scene, row);
+        stopped.ends(0, &[row.says]);
+        assert_eq!(has_left(&scene.data()), row.leaves, "{}", row.says);
+        let events = scene.events();
+        assert_eq!(events.len(), 1, "{}: {events:?}", row.says);
+        assert_eq!(events[0].0, if row.leaves { "Left" } else { "Stopping" });
+        assert!(events[0].1.starts_with(row.says), "{}", events[0].1);
+        let done = if row.leaves { "the raft peers of 127." } else { "nothing was to be done" };
+        assert!(events[0].1.contains(done), "{}", events[0].1);
+        assert_eq!(stopped.log.matches("ready to end the agent after").count(), 1, "{}", stopped.log);
+    }
+}
+
+#[test]
+fn a_hook_finds_each_cause_and_leaves_for_an_order_or_a_removal_only() {
+    each_cause(|scene, row| {
+        (row.happens)(scene);
+        scene.leave(row.words, "20s")
+    });
+}
+
+#[test]
+fn a_term_finds_each_cause_and_leaves_for_an_order_or_a_removal_only() {
+    each_cause(|scene, row| {
+        let running = scene.run(row.words, "20s");
+        (row.happens)(scene);
+        running.term();
+        running.ended()
+    });
+}
+
+#[test]
+fn an_annotation_that_says_another_word_orders_nothing_and_is_told() {
+    let scene = Scene::new(3);
+    scene.our_pod(&annotated(scene.pod(), "sometimes"));
+    scene.leave(&[], "20s").ends(0, &["says \"sometimes\", which is neither always nor never", "container restart"]);
+}
+
+#[test]
+fn a_silent_api_leaves_the_cause_to_an_answer_of_the_last_minute() {
+    let scene = Scene::new(3);
+    scene.takes_a_leave();
+    let running = scene.run(&[], "20s");
+    // Scaled down, and seen by the watch; then nobody answers any more.
+    std::fs::write(scene.remembered(), r#"{"replicas":2,"start":0}"#).unwrap();
+    scene.kubernetes.silent(scene.us);
+    running.term();
+    running.ended().ends(0, &["scale-down (the StatefulSet has 2 replicas (", " s ago)", "left in"]);
+    assert!(has_left(&scene.data()));
+}
+
+#[test]
+fn an_older_answer_decides_nothing_and_an_unknown_cause_never_leaves() {
+    let scene = Scene::new(3);
+    std::fs::write(scene.remembered(), r#"{"replicas":2,"start":0}"#).unwrap();
+    let file = std::fs::File::options().write(true).open(scene.remembered()).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(61)).unwrap();
+    scene.kubernetes.silent(scene.us);
+    scene
+        .leave(&[], "20s")
+        .ends(0, &["unknown (the Kubernetes API did not answer within 2.0 s", "nothing was to be done"]);
+    // Nor does one from the future: nobody knows how old it is.
+    file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+    scene.leave(&[], "20s").ends(0, &["unknown ("]);
+    assert!(!has_left(&scene.data()));
+}
+
+#[test]
+fn without_a_stable_address_a_restart_leaves() {
+    let scene = Scene::new(3);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.takes_a_leave();
+    scene.leave(&[], "20s").ends(0, &["restart (our Pod is being deleted", "left in"]);
+    assert!(has_left(&scene.data()));
+}
+
+#[test]
+fn without_a_stable_address_the_only_voter_restarts_without_a_leave_and_waits_for_nobody() {
+    let scene = Scene::new(1);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.leave(&[], "600s").ends(0, &["did not leave, since nobody else votes"]);
+}
+
+// === gates ===
+
+/// A scale-down whose gates stay shut, to the end of a short grace period.
+#[track_caller]
+fn refused(scene: &Scene, gate: &str) {
+    scene.our_pod_is_deleted();
+    let refused = scene.leave(&[], "6s");
+    refused.ends(69, &[gate, "stopping without", "a grace period of 6.0 s is too short"]);
+    assert!(!has_left(&scene.data()));
+    let events = scene.events();
+    assert!(events.len() == 1 && events[0].0 == "NotLeft" && events[0].1.contains(gate), "{events:?}");
+}
+
+#[test]
+fn each_gate_refuses_with_its_numbers_and_the_server_stops_without_leaving() {
+    let doomed = |size: u8, replicas: u8| {
+        let scene = Scene::new(size);
+        scene.kubernetes.replicas(replicas);
+        scene
+    };
+    let no_leader = doomed(3, 2);
+    (0..3).for_each(|ordinal| no_leader.follows(ordinal, None));
+    let not_listed = doomed(3, 2);
+    // Nobody told us: our own agent still lists us.
+    not_listed.lists(0, &[0, 1]);
+    let mut two_dead = doomed(5, 3);
+    two_dead.end(1);
+    two_dead.end(2);
+    let mut one_votes = doomed(5, 3);
+    one_votes.configuration(&[2, 3]);
+    one_votes.end(1);
+    let silent = format!("consul-server-1 is away ({}:8300: Connection refused", two_dead.ip(1));
+    thread::scope(|scope| {
+        scope.spawn(|| refused(&no_leader, "gate 1: no leader is known"));
+        scope.spawn(|| refused(&not_listed, "gate 2: we are not among the 2 raft peers"));
+        scope.spawn(|| {
+            refused(&two_dead, "gate 3: 2 of the 4 voters without us answer, which is no majority");
+            assert!(two_dead.events()[0].1.contains(&silent), "{}", two_dead.events()[0].1);
+        });
+        // Two that have no vote yet make no majority.
+        scope.spawn(|| refused(&one_votes, "gate 3: 1 of the 2 voters without us answer, which is no majority"));
+    });
+}
+
+#[test]
+fn a_lower_ordinal_leaves_once_the_higher_one_is_out() {
+    let scene = Scene::of(3, 5);
+    scene.kubernetes.replicas(3);
+    scene.our_pod_is_deleted();
+    let hook = scene.start_leave(&[], "60s");
+    hook.says("the leave waits: gate 4: consul-server-4 has a higher ordinal, goes too, and has not left yet");
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    scene.lists(1, &[0, 1, 2]);
+    (0..4).filter(|ordinal| *ordinal != 1).for_each(|ordinal| scene.lists(ordinal, &[0, 1, 2, 3]));
+    hook.ended().ends(0, &["waited", "because gate 4: consul-server-4", "left in"]);
+}
+
+#[test]
+fn a_higher_ordinal_that_is_dead_is_not_waited_for_whatever_its_pod_says() {
+    let mut scene = Scene::of(3, 5);
+    scene.kubernetes.replicas(3);
+    scene.our_pod_is_deleted();
+    scene.end(4);
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    scene.lists(1, &[0, 1, 2, 4]);
+    scene.leave(&[], "600s").ends(0, &["gate 4: consul-server-4", "left in"]);
+}
+
+#[test]
+fn one_whose_pod_does_not_run_is_not_waited_for_at_all() {
+    let scene = Scene::of(3, 5);
+    scene.kubernetes.replicas(3);
+    scene.our_pod_is_deleted();
+    scene.kubernetes.no_pod(4);
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    scene.lists(1, &[0, 1, 2, 4]);
+    scene.leave(&[], "600s").ends(0, &["left in"]).never_says("gate 4");
+}
+
+#[test]
+fn a_higher_ordinal_that_stays_is_not_waited_for() {
+    // The first ordinal moved up: 0 goes, 1 and 2 stay.
+    let scene = Scene::of(0, 3);
+    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(2)));
+    scene.kubernetes.statefulset(&json!({"metadata": {}, "spec": {"replicas": 2, "ordinals": {"start": 1}}}));
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    scene.lists(1, &[1, 2]);
+    scene
+        .leave(&[], "600s")
+        .ends(0, &["scale-down (the StatefulSet has 2 replicas from ordinal 1 on, and ours is 0)", "left in"])
+        .never_says("gate 4");
+}
+
+#[test]
+fn a_leave_ends_without_one_when_all_others_have_left_meanwhile() {
+    let scene = Scene::new(3);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::Nothing));
+    let force = format!("/v1/agent/force-leave/{}", pod_name(2));
+    for other in [0, 1] {
+        scene.agent(other).always(Call::put(&force, Reply::Json(403, "Permission denied".to_owned())));
+    }
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for(LEAVE, 1);
+    scene.lists(2, &[2]);
+    hook.ended().ends(0, &["did not leave, since nobody else votes any more"]);
+    assert!(!has_left(&scene.data()));
+}
+
+#[test]
+fn a_leave_that_gossip_does_not_carry_is_told_to_the_others_by_api() {
+    let scene = Scene::new(3);
+    scene.kubernetes.replicas(2);
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    // Who has no operator:write is refused by the one; the other takes it.
+    let force = format!("/v1/agent/force-leave/{}", pod_name(2));
+    scene.agent(0).always(Call::put(&force, Reply::Json(403, "Permission denied".to_owned())));
+    scene.agent(1).always(Call::put(&force, Reply::ok("")));
+    let hook = scene.start_leave(&[], "600s");
+    scene.agent(1).wait_for(&force, 1);
+    scene.lists(1, &[0, 1]);
+    hook.ended().ends(0, &["left in", "lack us, told by API since gossip was late"]);
+    assert!(has_left(&scene.data()));
+}
+
+// === the time there is ===
+
+#[test]
+fn the_deletion_s_own_end_counts_when_it_is_earlier_than_the_grace_period() {
+    let scene = Scene::new(3);
+    scene.kubernetes.replicas(2);
+    (0..3).for_each(|ordinal| scene.follows(ordinal, None));
+    // The last second of what is left is the agent's.
+    scene.our_pod(&deleted(scene.pod(), 7, 3600));
+    scene.leave(&[], "3600s").ends(69, &["gate 1", "stopping without"]);
+    // The clock of the API server is an hour ahead, and its grace period is counted by ours.
+    scene.our_pod(&deleted(scene.pod(), 3600, 6));
+    scene.leave(&[], "3600s").ends(69, &["gate 1", "a grace period of 6.0 s is too short"]);
+}
+
+#[test]
+fn a_clock_of_the_api_server_that_is_behind_takes_no_time_away() {
+    let scene = Scene::new(3);
+    scene.kubernetes.replicas(2);
+    scene.our_pod(&deleted(scene.pod(), -3600, 120));
+    scene.takes_a_leave();
+    scene.leave(&[], "120s").ends(0, &["the API server's clock and this machine's differ", "left in"]);
+}
+
+// === who is waited for ===
+
+#[test]
+fn a_server_that_was_dead_before_is_waited_for_a_moment_and_then_the_stop_goes_on() {
+    let mut scene = Scene::new(3);
+    scene.end(1);
+    scene.our_pod_is_deleted();
+    let stopped = scene.leave(&[], "120s");
+    stopped.ends(0, &["the stop waits: consul-server-1 is away", ": waited ", "because consul-server-1 is away"]);
+    stopped.never_says("in vain");
+}
+
+#[test]
+fn a_raft_peer_without_a_vote_is_not_waited_for_and_waits_for_nobody() {
+    let mut scene = Scene::new(3);
+    scene.configuration(&[1]);
+    scene.end(1);
+    scene.our_pod_is_deleted();
+    scene.leave(&[], "120s").ends(0, &["nothing was to be done"]).never_says("waits");
+    scene.configuration(&[2]);
+    scene.leave(&[], "120s").ends(0, &["nothing was to be done"]).never_says("waits");
+}
+
+#[test]
+fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_it_is_back() {
+    let mut scene = Scene::of(3, 5);
+    scene.our_pod_is_deleted();
+    scene.kubernetes.pod(4, &deleted(running(4, scene.ip(4).into()), 600, 600));
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-4 stops too, and the higher ordinal goes first");
+    scene.end(4);
+    scene.kubernetes.no_pod(4);
+    hook.says("the stop waits: consul-server-4 is away");
+    scene.start(4);
+    hook.ended().ends(0, &["because consul-server-4 is away"]).never_says("in vain");
+}
+
+#[test]
+fn nobody_waits_when_a_majority_goes_anyway() {
+    let scene = Scene::of(1, 3);
+    scene.our_pod_is_deleted();
+    scene.kubernetes.pod(2, &deleted(running(2, scene.ip(2).into()), 600, 600));
+    scene.leave(&[], "600s").ends(0, &["nothing was to be done"]).never_says("waits");
+}
+
+#[test]
+fn a_wait_in_vain_ends_at_half_of_the_grace_period() {
+    let scene = Scene::of(3, 5);
+    scene.our_pod_is_deleted();
+    scene.kubernetes.pod(4, &deleted(running(4, scene.ip(4).into()), 600, 600));
+    scene.leave(&[], "8s").ends(0, &["in vain because consul-server-4 stops too"]).never_says("no time");
+}
+
+// === leadership ===
+
+/// We lead, and are asked to stop for a while.
+fn leading() -> Scene {
+    let scene = Scene::of(0, 3);
+    scene.our_pod_is_deleted();
+    scene
+}
+
+#[test]
+fn the_one_of_the_old_revision_is_asked_to_lead_although_the_other_is_ahead() {
+    let scene = leading();
+    let of = |mut pod: Value, revision: &str| {
+        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
+        pod
+    };
+    scene.our_pod(&of(deleted(scene.pod(), 600, 600), "old"));
+    scene.kubernetes.pod(1, &of(running(1, scene.ip(1).into()), "new"));
+    scene.kubernetes.pod(2, &of(running(2, scene.ip(2).into()), "old"));
+    scene.autopilot(&[(1, 9), (2, 5)]);
+    scene.us().expect(Call::post("/v1/operator/raft/transfer-leader?id=id-2", Reply::ok("{\"Success\":true}")));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(2)));
+    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
+}
+
+#[test]
+fn a_transfer_that_is_not_allowed_is_told_once_with_the_policy_and_the_stop_goes_on() {
+    for (said, told) in [
+        ("Permission denied", "the token may not: the policy operator = \"write\" is needed"),
+        ("ACL not found", "Consul does not know our token: it has expired, or was deleted"),
+    ] {
+        let scene = leading();
+        scene.autopilot(&[]);
+        scene.us().expect(Call::post("/v1/operator/raft/transfer-leader?id=id-1", Reply::Json(403, said.to_owned())));
+        let stopped = scene.leave(&[], "600s");
+        stopped.ends(0, &[told]);
+        assert_eq!(stopped.log.matches(told).count(), 1, "{}", stopped.log);
+    }
+}
+
+// === one stop ===
+
+/// Ordinal 3 of five that become three, waiting for ordinal 4; and how its gate opens.
+fn waiting_for_the_higher_one() -> Scene {
+    let scene = Scene::of(3, 5);
+    scene.kubernetes.replicas(3);
+    scene.our_pod_is_deleted();
+    scene
+}
+
+impl Scene {
+    /// Ordinal 4 is out. We are to leave, once, and ordinal 1 knows of it.
+    fn the_higher_one_has_left(&self) {
+        self.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+        self.lists(1, &[0, 1, 2]);
+        self.lists(0, &[0, 1, 2, 3]);
+    }
+
+    fn start_hook(&self) -> Running {
+        let file = self.files.path().join("hook.log");
+        Running { child: self.convene(&["leave"], "60s").spawn_into(&file), file }
+    }
+}
+
+const GATE: &str = "the leave waits: gate 4: consul-server-4";
+
+#[test]
+fn a_term_during_the_hook_and_another_one_are_the_hook_s_stop() {
+    let scene = waiting_for_the_higher_one();
+    let run = scene.run(&[], "60s");
+    let hook = scene.start_hook();
+    hook.says(GATE);
+    run.term();
+    run.says("TERM: stopping");
+    run.term();
+    run.says("TERM again: the stop is under way already");
+    scene.the_higher_one_has_left();
+    hook.ended().ends(0, &["left in"]);
+    run.ended().ends(0, &["this stop was done already"]);
+    assert_eq!(scene.events().len(), 1, "{:?}", scene.events());
+}
+
+#[test]
+fn a_hook_during_the_supervisor_s_stop_has_nothing_more_to_do() {
+    let scene = waiting_for_the_higher_one();
+    let run = scene.run(&[], "60s");
+    run.term();
+    run.says(GATE);
+    let hook = scene.start_hook();
+    // It has begun before that stop ends.
+    hook.says("this stop is done by another convene on this volume: waiting for it");
+    scene.the_higher_one_has_left();
+    run.ended().ends(0, &["left in"]);
+    hook.ended().ends(0, &["this stop was done already"]);
+    assert_eq!(scene.events().len(), 1, "{:?}", scene.events());
+}
+
+#[test]
+fn a_second_stop_of_the_same_agent_is_one_of_its_own() {
+    let scene = Scene::new(3);
+    scene.leave(&[], "20s").ends(0, &["container restart"]);
+    scene.leave(&[], "20s").ends(0, &["container restart"]).never_says("done already");
+    // The hook's stop was an earlier life's: this agent was started after it.
+    let run = scene.run(&[], "20s");
+    run.term();
+    run.ended().ends(0, &["container restart"]).never_says("done already");
+    assert_eq!(scene.events().len(), 3);
+}
+
+#[test]
+fn who_cannot_have_the_stop_to_itself_says_so_and_ends_the_agent() {
+    let scene = waiting_for_the_higher_one();
+    let run = scene.run(&[], "6s");
+    let hook = scene.start_hook();
+    hook.says(GATE);
+    run.term();
+    run.ended().ends(75, &["another convene stops on this volume, and did not end within 2.", "the agent ended"]);
+    scene.the_higher_one_has_left();
+    hook.ended().ends(0, &["left in"]);
+}
+
+#[test]
+fn an_agent_that_ends_by_itself_ends_the_wait_for_a_gate() {
+    let scene = waiting_for_the_higher_one();
+    let run = scene.run(&[], "600s");
+    run.term();
+    run.says(GATE);
+    kill(agent_of(pid(&run.child)), Signal::SIGKILL).unwrap();
+    let why = "the agent ended by itself before the stop was through";
+    run.ended().ends(69, &[why]);
+    assert!(!has_left(&scene.data()));
+    assert_eq!(scene.events(), [("NotLeft".to_owned(), why.to_owned())]);
+}
+
+#[test]
+fn an_agent_that_is_just_being_started_is_asked_to_leave_once_it_answers() {
+    let mut scene = Scene::new(3);
+    scene.end(2);
+    let hook = scene.start_leave(&["--leave=always"], "60s");
+    hook.says("refuses the connection: it may be starting");
+    scene.start(2);
+    scene.us().always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
+    scene.takes_a_leave();
+    hook.ended().ends(0, &["left in"]);
+}
+
+#[test]
+fn a_leave_that_the_token_does_not_allow_names_the_policy() {
+    for (said, told) in [
+        ("Permission denied", "needs the policy agent \"consul-server-2\" { policy = \"write\" }"),
+        ("ACL not found", "Consul does not know our token (CONSUL_HTTP_TOKEN_FILE), which has expired or was deleted"),
+    ] {
+        let scene = Scene::new(3);
+        scene.our_pod_is_deleted();
+        scene.kubernetes.replicas(2);
+        scene.us().expect(Call::put(LEAVE, Reply::Json(403, said.to_owned())));
+        scene.leave(&[], "600s").ends(69, &[told]);
+        assert!(!has_left(&scene.data()));
+        assert_eq!(scene.events()[0].0, "NotLeft");
+    }
+}
+
+// === real Consul ===
+
+/// Servers that `run` started as Pods of one StatefulSet, their volumes used before.
+struct Servers {
+    cluster: Cluster,
+    kubernetes: Kubernetes,
+    size: u8,
+}
+
+impl Servers {
+    fn formed(test: &str, size: u8, denying: bool, words: &[&str]) -> Option<Self> {
+        let cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), needs_consul(test)?, size);
+        let cluster = if denying { cluster.denying() } else { cluster };
+        let kubernetes = Kubernetes::new(size, |ordinal| cluster.ip(ordinal));
+        let mut servers = Self { cluster, kubernetes, size };
+        for ordinal in 0..size {
+            write_record(&servers.cluster.data(ordinal), ordinal, servers.cluster.ip(ordinal), true);
+            servers.start(ordinal, words);
+        }
+        servers.cluster.wait_formed(&(0..size).collect::<Vec<_>>());
+        Some(servers)
+    }
+
+    fn start(&mut self, ordinal: u8, words: &[&str]) {
+        let mut run = self.cluster.surveying(ordinal, &["run", "--claim=off"]);
+        run.env("CONVENE_GRACE_PERIOD", "60s");
+        run.arg(format!("--expect={}", self.size)).args(words).arg("--").args(self.cluster.agent(ordinal));
+        let run = self.as_pod(ordinal, run);
+        self.cluster.spawn(ordinal, run);
+    }
+
+    fn as_pod(&self, ordinal: u8, mut command: Command) -> Command {
+        command.env("KUBECONFIG", self.kubernetes.kubeconfig()).env("POD_UID", uid(ordinal));
+        command
+    }
+
+    fn hook(&self, ordinal: u8, token: Option<&str>) -> Stopped {
+        let mut hook = self.as_pod(ordinal, self.cluster.convene(ordinal, &["leave", "--role=server"]));
+        let output = hook.envs(token.map(|token| ("CONSUL_HTTP_TOKEN", token))).output().unwrap();
+        Stopped { code: output.status.code().unwrap(), log: String::from_utf8_lossy(&output.stderr).into_owned() }
+    }
+
+    fn is_deleted(&self, ordinal: u8, revision: &str) {
+        self.kubernetes.pod(ordinal, &deleted(self.pod(ordinal, revision), 600, 600));
+    }
+
+    fn pod(&self, ordinal: u8, revision: &str) -> Value {
+        let mut pod = running(ordinal, self.cluster.ip(ordinal));
+        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
+        pod
+    }
+
+    #[track_caller]
+    fn ends(&mut self, ordinal: u8, code: i32) {
+        let status = self.cluster.wait(ordinal);
+        assert_eq!(status.code(), Some(code), "{}", self.cluster.log(ordinal));
+    }
+}
+
+/// What somebody saw, each change once, while something else was done.
+fn changes<T: PartialEq>(done: &AtomicBool, look: impl Fn() -> T) -> Vec<T> {
+    let mut seen = vec![look()];
+    while !done.load(Ordering::SeqCst) {
+        let now = look();
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    seen
+}
+
+#[test]
+fn a_leader_that_stops_hands_leadership_over_by_name_and_no_follower_misses_a_heartbeat() {
+    let test = "a_leader_that_stops_hands_leadership_over_by_name_and_no_follower_misses_a_heartbeat";
+    let Some(mut servers) = Servers::formed(test, 3, false, &[]) else { return };
+    let spec = json!({"replicas": 3, "podManagementPolicy": "Parallel"});
+    let rollout = json!({"metadata": {}, "spec": spec, "status": {"updateRevision": "new"}});
+    servers.kubernetes.statefulset(&rollout);
+    (0..3).for_each(|ordinal| servers.kubernetes.pod(ordinal, &servers.pod(ordinal, "old")));
+    let leader = servers.cluster.leading(0).unwrap();
+    let others: Vec<u8> = (0..3).filter(|ordinal| *ordinal != leader).collect();
+    let (first, last) = (others[0], others[1]);
+    servers.is_deleted(leader, "old");
+    let (done, cluster) = (AtomicBool::new(false), &servers.cluster);
+    let missed = |ordinal: &u8| cluster.log(*ordinal).matches("heartbeat timeout reached").count();
+    let before: Vec<usize> = others.iter().map(missed).collect();
+    let (seen, written) = thread::scope(|scope| {
+        let seen =
+            others.iter().map(|other| scope.spawn(|| changes(&done, || cluster.leader(*other)))).collect::<Vec<_>>();
+        let writing = scope.spawn(|| changes(&done, || cluster.put(last, "/v1/kv/key", "value")));
+        cluster.signal(leader, Signal::SIGTERM);
+        cluster.wait_for("its agent's end", || cluster.log(leader).contains("the agent ended code="));
+        cluster.wait_for("a write after it", || cluster.put(first, "/v1/kv/after", "1") == Some(200));
+        done.store(true, Ordering::SeqCst);
+        (seen.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>(), writing.join().unwrap())
+    });
+    // For the moment of the vote itself a follower knows no leader.
+    let led = seen.into_iter().map(|one| one.into_iter().flatten().collect::<Vec<_>>()).collect::<Vec<_>>();
+    let both = vec![cluster.ip(leader), cluster.ip(first)];
+    assert_eq!(led, [both.clone(), both], "{}", cluster.log(leader));
+    assert_eq!(others.iter().map(missed).collect::<Vec<_>>(), before, "nobody had to notice that a leader is gone");
+    // A write that comes at that moment is refused or taken, and the next one is taken.
+    assert!(matches!(&written[..], [Some(200)] | [Some(200), Some(500), Some(200)]), "{written:?}");
+    assert_eq!(cluster.peers(first).len(), 3);
+    servers.ends(leader, 0);
+    let events = servers.kubernetes.events(leader);
+    let told = "restart (our Pod is being deleted, and the StatefulSet has 3 replicas): handed leadership over to";
+    assert!(events.len() == 1 && events[0].1.starts_with(told), "{events:?}");
+    // Back again, it follows; and whoever does not lead asks nobody to.
+    servers.kubernetes.pod(leader, &servers.pod(leader, "new"));
+    servers.start(leader, &[]);
+    servers.cluster.wait_formed(&[0, 1, 2]);
+    servers.is_deleted(last, "old");
+    servers.cluster.signal(last, Signal::SIGTERM);
+    servers.ends(last, 0);
+    assert_eq!(servers.cluster.leading(first), Some(first));
+    let told = servers.kubernetes.events(last);
+    assert!(told.len() == 1 && !told[0].1.contains("leadership"), "{told:?}");
+}
+
+#[test]
+fn two_that_are_scaled_away_leave_one_after_the_other_and_the_third_goes_on() {
+    let test = "two_that_are_scaled_away_leave_one_after_the_other_and_the_third_goes_on";
+    let Some(mut servers) = Servers::formed(test, 3, false, &[]) else { return };
+    servers.kubernetes.replicas(1);
+    [1, 2].iter().for_each(|ordinal| servers.is_deleted(*ordinal, "old"));
+    servers.cluster.signal(1, Signal::SIGTERM);
+    servers.cluster.wait_for("the lower one to wait", || servers.cluster.log(1).contains("gate 4: consul-server-2"));
+    servers.cluster.signal(2, Signal::SIGTERM);
+    for ordinal in [2, 1] {
+        servers.ends(ordinal, 0);
+        assert!(has_left(&servers.cluster.data(ordinal)));
+        let events = servers.kubernetes.events(ordinal);
+        assert!(events.len() == 1 && events[0].0 == "Left", "{events:?}");
+        assert!(events[0].1.starts_with("scale-down (the StatefulSet has 1 replicas from ordinal 0 on, and ours is"));
+    }
+    let cluster = &servers.cluster;
+    cluster.wait_for("one that is alone", || cluster.peers(0) == [cluster.ip(0)] && cluster.leading(0) == Some(0));
+    cluster.wait_for("the others to have left", || [1, 2].iter().all(|gone| cluster.member(0, *gone) == Some(3)));
+    cluster.wait_for("a write", || cluster.put(0, "/v1/kv/after", "1") == Some(200));
+}
+
+#[test]
+fn under_default_deny_a_stop_does_what_it_may_and_names_what_it_lacks() {
+    let test = "under_default_deny_a_stop_does_what_it_may_and_names_what_it_lacks";
+    let Some(servers) = Servers::formed(test, 3, true, &[]) else { return };
+    let leader = servers.cluster.leading(0).unwrap();
+    let expired = "7e57ab1e-0000-4000-8000-000000000000";
+    servers.is_deleted(leader, "old");
+    servers
+        .hook(leader, None)
+        .ends(0, &["did not hand leadership over: the token may not: the policy operator = \"write\""]);
+    servers.hook(leader, Some(expired)).ends(0, &["did not hand leadership over: Consul does not know our token"]);
+    assert_eq!(servers.cluster.leading(0), Some(leader));
+    servers.kubernetes.replicas(2);
+    servers.is_deleted(2, "old");
+    servers.hook(2, None).ends(69, &["needs the policy agent \"consul-server-2\" { policy = \"write\" }"]);
+    servers.hook(2, Some(expired)).ends(69, &["Consul does not know our token"]);
+    assert_eq!(servers.cluster.peers(0).len(), 3);
+    servers.hook(2, Some(MANAGEMENT)).ends(0, &["left in"]);
+    let cluster = &servers.cluster;
+    cluster.wait_for("its removal", || cluster.peers(0) == [cluster.ip(0), cluster.ip(1)]);
+}
+
+#[test]
+fn an_agent_that_hangs_during_its_leave_is_killed_at_the_deadline() {
+    let test = "an_agent_that_hangs_during_its_leave_is_killed_at_the_deadline";
+    let words = ["--leave=always", "--grace-period=6s"];
+    let Some(mut servers) = Servers::formed(test, 1, false, &words) else { return };
+    servers.cluster.signal(0, Signal::SIGTERM);
+    servers.cluster.wait_for("the leave", || servers.cluster.log(0).contains("leaving: asking the agent"));
+    kill(agent_of(servers.cluster.pid(0)), Signal::SIGSTOP).unwrap();
+    servers.ends(0, 69);
+    let log = servers.cluster.log(0);
+    assert!(log.contains("could not confirm the leave") && log.contains("of its signal: killing it"), "{log}");
+    assert!(!has_left(&servers.cluster.data(0)));
+}
+
+#[test]
+fn an_agent_that_does_not_end_is_killed_long_before_the_grace_period_is_over() {
+    let test = "an_agent_that_does_not_end_is_killed_long_before_the_grace_period_is_over";
+    let Some(mut servers) = Servers::formed(test, 1, false, &["--leave=never", "--grace-period=3600s"]) else { return };
+    kill(agent_of(servers.cluster.pid(0)), Signal::SIGSTOP).unwrap();
+    servers.cluster.signal(0, Signal::SIGTERM);
+    servers.ends(0, 128 + 9);
+    let log = servers.cluster.log(0);
+    assert!(log.contains("the agent has not ended within 10.0 s of its signal: killing it"), "{log}");
+}
+
+#[test]
+fn a_term_while_the_agent_starts_ends_it_without_a_leave() {
+    let test = "a_term_while_the_agent_starts_ends_it_without_a_leave";
+    let Some(mut servers) = Servers::formed(test, 1, false, &[]) else { return };
+    servers.cluster.kill(0);
+    servers.is_deleted(0, "old");
+    let started = |log: &str| log.matches("started the agent").count();
+    servers.start(0, &[]);
+    servers.cluster.wait_for("its start", || started(&servers.cluster.log(0)) == 2);
+    servers.cluster.signal(0, Signal::SIGTERM);
+    servers.ends(0, 0);
+    assert!(servers.cluster.log(0).contains("restart (our Pod is being deleted"), "{}", servers.cluster.log(0));
+}

@@ -1,0 +1,127 @@
+//! What does a client notice while something is done to the servers? One writes 20 keys a second through whichever server
+//! accepts, another looks who votes and who is away.
+//!
+//! Takes the namespace and how many servers there are; gives the acknowledged keys, the longest time without one, the fewest
+//! voters and the most servers that were away at once. A write without an answer is evidence of nothing.
+
+use super::namespace::{Namespace, SERVERS, is_ready, server};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const FOLDER: &str = "watched";
+/// 20 a second.
+const PACE: Duration = Duration::from_millis(50);
+/// After this a client asks another server.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What was seen.
+#[derive(Debug)]
+pub struct Seen {
+    /// The keys that were acknowledged.
+    pub keys: BTreeSet<String>,
+    /// The longest time without an acknowledgement.
+    pub gap: Duration,
+    /// The fewest voters in any server's configuration.
+    pub fewest_voters: usize,
+    /// The most servers that were away at one moment: no Pod, one that is being deleted, or one that was never Ready yet.
+    pub most_away: usize,
+}
+
+/// Ends the threads also when what is done meanwhile panics.
+struct Ending<'a>(&'a AtomicBool);
+
+/// Does something while the servers are watched.
+pub fn while_watched<T>(namespace: &Namespace, count: usize, done: impl FnOnce() -> T) -> (T, Seen) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write(namespace, count, &over));
+        let looker = scope.spawn(|| look(namespace, count, &over));
+        let ending = Ending(&over);
+        let done = done();
+        drop(ending);
+        let (keys, gap) = writer.join().unwrap();
+        let (fewest_voters, most_away) = looker.join().unwrap();
+        (done, Seen { keys, gap, fewest_voters, most_away })
+    })
+}
+
+fn write(namespace: &Namespace, count: usize, over: &AtomicBool) -> (BTreeSet<String>, Duration) {
+    static RUN: AtomicU64 = AtomicU64::new(0);
+    let run = RUN.fetch_add(1, Ordering::Relaxed);
+    let (mut keys, mut gap) = (BTreeSet::new(), Duration::ZERO);
+    let (mut asked, mut last) = (0, Instant::now());
+    for number in 0.. {
+        if over.load(Ordering::SeqCst) {
+            break;
+        }
+        let begun = Instant::now();
+        let key = format!("{FOLDER}/{run}/{number}");
+        let path = format!("/v1/kv/{key}");
+        match namespace.agent_within(PATIENCE, &server(asked % count), "PUT", &path, "yes") {
+            Some((200, answer)) if answer.trim() == "true" => {
+                gap = gap.max(last.elapsed());
+                last = Instant::now();
+                keys.insert(key);
+            }
+            // Another one may know a leader.
+            _ => asked += 1,
+        }
+        std::thread::sleep(PACE.saturating_sub(begun.elapsed()));
+    }
+    (keys, gap.max(last.elapsed()))
+}
+
+fn look(namespace: &Namespace, count: usize, over: &AtomicBool) -> (usize, usize) {
+    let (mut fewest, mut away) = (count, 0);
+    let mut once_ready = BTreeSet::new();
+    while !over.load(Ordering::SeqCst) {
+        // As each one has it: the smallest configuration that anybody acts on.
+        for ordinal in 0..count {
+            let path = "/v1/operator/raft/configuration?stale";
+            let answer = namespace.agent_within(PATIENCE, &server(ordinal), "GET", path, "");
+            let listed: Option<Value> =
+                answer.filter(|(status, _)| *status == 200).and_then(|(_, body)| serde_json::from_str(&body).ok());
+            let servers = listed.and_then(|listed| listed["Servers"].as_array().cloned());
+            let voters = servers.map(|all| all.iter().filter(|one| one["Voter"] == true).count());
+            fewest = fewest.min(voters.filter(|voters| *voters > 0).unwrap_or(count));
+        }
+        // A moment without a leader on a busy machine takes nobody away.
+        let pods = namespace.pods(SERVERS);
+        let uid = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        once_ready.extend(pods.iter().filter(|pod| is_ready(pod)).map(uid));
+        let there = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && once_ready.contains(&uid(pod));
+        away = away.max(count.saturating_sub(pods.iter().filter(there).count()));
+        std::thread::sleep(LOOK);
+    }
+    (fewest, away)
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// Asserts that no acknowledged write is lost, whichever server is asked; gives how many there were.
+    #[track_caller]
+    pub fn is_kept(&self, namespace: &Namespace, count: usize) -> usize {
+        for ordinal in 0..count {
+            let listed = namespace.ask(&server(ordinal), &format!("/v1/kv/{FOLDER}/?keys&consistent"));
+            let listed = listed.unwrap_or_else(|| panic!("{} does not read", server(ordinal)));
+            let there: BTreeSet<&str> = listed.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let lost: Vec<&String> = self.keys.iter().filter(|key| !there.contains(key.as_str())).collect();
+            assert!(lost.is_empty(), "acknowledged, and lost: {lost:?}");
+        }
+        assert!(!self.keys.is_empty(), "nothing was acknowledged");
+        self.keys.len()
+    }
+}
+
+// === impl Ending ===
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
