@@ -8,7 +8,7 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -48,11 +48,7 @@ fn agent_token((_, token): Policy) -> String {
 /// Makes the policy and its token, as a person would once there is a cluster.
 fn grant(cluster: &Cluster, (name, token): Policy) {
     let file = format!("{}/deploy/policies/{name}.hcl", env!("CARGO_MANIFEST_DIR"));
-    let policy = json!({"Name": name, "Rules": fs::read_to_string(file).unwrap()});
-    let leader = cluster.leading(0).unwrap();
-    assert_eq!(cluster.put(leader, "/v1/acl/policy", &policy.to_string()), Some(200), "{name}.hcl");
-    let known = json!({"SecretID": token, "Policies": [{"Name": name}]});
-    assert_eq!(cluster.put(leader, "/v1/acl/token", &known.to_string()), Some(200));
+    cluster.grant(token, name, &fs::read_to_string(file).unwrap());
 }
 
 /// The token as a Secret's file.

@@ -8,7 +8,7 @@ mod support;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -307,7 +307,7 @@ fn a_wiped_server_goes_on_by_itself_once_its_token_file_holds_a_token_for_the_re
     cluster.publish_all();
     cluster.start_all(&[]);
     cluster.wait_formed(&ALL);
-    let (follower, leader) = roles(&cluster);
+    let (follower, _) = roles(&cluster);
     let before = node_id(&cluster, follower);
     cluster.wipe(follower);
     // A Secret that nobody has filled yet.
@@ -321,10 +321,7 @@ fn a_wiped_server_goes_on_by_itself_once_its_token_file_holds_a_token_for_the_re
     assert!(!cluster.data(follower).join("node-id").exists());
     // What the token may is this and nothing else.
     let token = "7e57ab1e-0000-4000-8000-000000000001";
-    let policy = json!({"Name": "removal", "Rules": "operator = \"write\""});
-    assert_eq!(cluster.put(leader, "/v1/acl/policy", &policy.to_string()), Some(200));
-    let known = json!({"SecretID": token, "Policies": [{"Name": "removal"}]});
-    assert_eq!(cluster.put(leader, "/v1/acl/token", &known.to_string()), Some(200));
+    cluster.grant(token, "removal", "operator = \"write\"");
     fs::write(&file, format!("{token}\n")).unwrap();
     cluster.wait_for("its start", || cluster.log(follower).contains("rule=5"));
     assert!(cluster.log(follower).contains("asked the leader to remove our predecessor"), "{}", cluster.log(follower));

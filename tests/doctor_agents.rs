@@ -147,21 +147,14 @@ fn healthy_servers_have_no_finding_and_a_dead_voter_is_one() {
 fn a_token_without_operator_read_is_told_with_the_calls_that_fail() {
     let Some(cluster) = three("a_token_without_operator_read_is_told_with_the_calls_that_fail") else { return };
     let cluster = started(cluster.denying());
-    let grant = |name: &str, token: &str, rules: &str| {
-        let policy = json!({"Name": name, "Rules": rules});
-        let leader = cluster.leading(0).unwrap();
-        assert_eq!(cluster.put(leader, "/v1/acl/policy", &policy.to_string()), Some(200));
-        let known = json!({"SecretID": token, "Policies": [{"Name": name}]});
-        assert_eq!(cluster.put(leader, "/v1/acl/token", &known.to_string()), Some(200));
-    };
     let (weak, whole) = ("7e57ab1e-0000-4000-8000-0000000000b1", "7e57ab1e-0000-4000-8000-0000000000b2");
-    grant(
-        "weak",
+    cluster.grant(
         weak,
+        "weak",
         "agent_prefix \"consul-server-\" { policy = \"write\" } node_prefix \"\" { policy = \"read\" }",
     );
     let rules = fs::read_to_string(format!("{}/deploy/policies/server.hcl", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    grant("server", whole, &rules);
+    cluster.grant(whole, "server", &rules);
     let with = |token: Option<&str>| {
         let mut call = call(&cluster, 1);
         call.envs(token.map(|token| ("CONSUL_HTTP_TOKEN", token)));

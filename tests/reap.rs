@@ -565,12 +565,7 @@ fn over_tls_the_token_needs_to_read_nodes_and_to_write_operator_and_nothing_else
     cluster.publish_all();
     cluster.start_all(&[]);
     cluster.wait_formed(&[0]);
-    let token = |secret: &str, rules: &str| {
-        let policy = json!({"Name": format!("p{}", &secret[..8]), "Rules": rules});
-        assert_eq!(cluster.put(0, "/v1/acl/policy", &policy.to_string()), Some(200));
-        let token = json!({"SecretID": secret, "Policies": [{"Name": policy["Name"]}]});
-        assert_eq!(cluster.put(0, "/v1/acl/token", &token.to_string()), Some(200));
-    };
+    let token = |secret: &str, rules: &str| cluster.grant(secret, &format!("p{}", &secret[..8]), rules);
     let [agents, reads, reader, writer] =
         [1, 2, 3, 4].map(|number| format!("{number}0000000-0000-4000-8000-000000000000"));
     token(&agents, "node_prefix \"\" { policy = \"write\" }");

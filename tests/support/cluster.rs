@@ -8,7 +8,7 @@ use super::net::{LoopbackBlock, loopback_block};
 use hickory_proto::rr::RecordType;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -328,6 +328,19 @@ impl Cluster {
             return exchange(stream, &format!("Host: consul\r\n{}", header(self.token)), method, path, body);
         }
         request_as(self.token, SocketAddr::new(self.ip(ordinal), 8500), method, path, body)
+    }
+
+    /// Makes a policy and a token for it, as a person would once there is a cluster. It is over when every server that answers
+    /// knows the token: each of them looks it up in its own copy of the state, which a follower gets a moment later.
+    pub fn grant(&self, token: &str, name: &str, rules: &str) {
+        let leader = self.leading(0).unwrap();
+        let policy = json!({"Name": name, "Rules": rules}).to_string();
+        assert_eq!(self.put(leader, "/v1/acl/policy", &policy), Some(200), "{name}: {rules}");
+        let granted = json!({"SecretID": token, "Policies": [{"Name": name}]}).to_string();
+        assert_eq!(self.put(leader, "/v1/acl/token", &granted), Some(200), "{name}");
+        let knows = |(_, listed): (u16, String)| listed.contains(token);
+        let known = |ordinal| self.request(ordinal, "GET", "/v1/acl/tokens?stale", "").is_none_or(knows);
+        self.wait_for(&format!("the token of {name}"), || (0..self.size).all(known));
     }
 
     /// The leader that a server knows.
