@@ -333,7 +333,7 @@ impl Cluster {
     /// Makes a policy and a token for it, as a person would once there is a cluster. It is over when every server that answers
     /// knows the token: each of them looks it up in its own copy of the state, which a follower gets a moment later.
     pub fn grant(&self, token: &str, name: &str, rules: &str) {
-        let leader = self.leading(0).unwrap();
+        let leader = (0..self.size).find_map(|ordinal| self.leading(ordinal)).unwrap();
         let policy = json!({"Name": name, "Rules": rules}).to_string();
         assert_eq!(self.put(leader, "/v1/acl/policy", &policy), Some(200), "{name}: {rules}");
         let granted = json!({"SecretID": token, "Policies": [{"Name": name}]}).to_string();
