@@ -721,6 +721,21 @@ fn a_leave_ends_without_one_when_all_others_have_left_meanwhile() {
 }
 
 #[test]
+fn of_servers_that_all_leave_at_once_the_last_one_needs_nobody_to_confirm_it() {
+    let mut scene = Scene::new(3);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::Nothing));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for(LEAVE, 1);
+    // The one that led has let us go, which only our own agent has heard; then both ended.
+    scene.lists(2, &[0]);
+    [0, 1].into_iter().for_each(|other| scene.end(other));
+    hook.ended().ends(0, &["left in", "our own raft peers lack us, and no other server answers any more"]);
+    assert!(has_left(&scene.data()));
+}
+
+#[test]
 fn a_leave_that_gossip_does_not_carry_is_told_to_the_others_by_api() {
     let scene = Scene::new(3);
     scene.kubernetes.replicas(2);

@@ -21,6 +21,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long gossip may need until the others know; then they are told by API, as often. Consul's own course gives up after 5 s
 /// of asking raft (1.22.6, `raftRemoveGracePeriod`), and a leader whom the news does not reach takes us for failed.
 const GOSSIP: Duration = Duration::from_secs(2);
+/// How long gossip needs at most until all clients know of a leave that somebody may still carry (0.2 to 0.4 s with three; 1.22.6).
+/// A client that takes a server for failed does not take its name at another address for 30 s.
+const SPREAD: Duration = Duration::from_secs(1);
 /// How long an agent that refuses the connection may be one that is just being started.
 const STARTING: Duration = Duration::from_secs(5);
 
@@ -240,6 +243,7 @@ impl Leaver {
         let in_raft_peers = peers.len() > others.len();
         info!(others = others.len(), in_raft_peers, "leaving: asking the agent");
         let asked = self.agent.leave(deadline.saturating_duration_since(begun));
+        let asked_at = Instant::now();
         tokio::pin!(asked);
         // Who is not among the raft peers, or is their only one, has nobody to confirm it but the agent.
         if !in_raft_peers || others.is_empty() {
@@ -265,11 +269,19 @@ impl Leaver {
                         let how = if helped { ", told by API since gossip was late" } else { "" };
                         return Ok(Left { confirmed: format!("the raft peers of {server} lack us{how}"), took: begun.elapsed() });
                     }
-                    View::Listed(text) => {
+                    View::Listed { text, by_nobody } => {
                         last = text;
-                        // Consul would try for 15 s, and go on as the leader.
-                        if self.is_alone().await {
-                            return Err(LeaveError::Alone);
+                        if asked_at.elapsed() >= SPREAD {
+                            match self.own_view().await {
+                                // Consul would try for 15 s, and go on as the leader.
+                                Some(Own::Alone) => return Err(LeaveError::Alone),
+                                // All stop at once, and who could confirm it has ended. Consul itself asks for no more.
+                                Some(Own::Out) if by_nobody => {
+                                    let confirmed = "our own raft peers lack us, and no other server answers any more";
+                                    return Ok(Left { confirmed: confirmed.to_owned(), took: begun.elapsed() });
+                                }
+                                _ => {}
+                            }
                         }
                     }
                 },
@@ -283,11 +295,14 @@ impl Leaver {
         }
     }
 
-    /// Whether our own agent has nobody but us in its raft configuration.
-    async fn is_alone(&self) -> bool {
-        let ours =
-            |peers: Vec<SocketAddr>| peers.iter().all(|peer| self.addresses.contains(&peer.ip())) && !peers.is_empty();
-        self.agent.peers().await.is_ok_and(ours)
+    /// What our own agent's raft configuration says of us, where it says anything special.
+    async fn own_view(&self) -> Option<Own> {
+        let peers = self.agent.peers().await.ok().filter(|peers| !peers.is_empty())?;
+        match peers.iter().filter(|peer| self.addresses.contains(&peer.ip())).count() {
+            0 => Some(Own::Out),
+            ours if ours == peers.len() => Some(Own::Alone),
+            _ => None,
+        }
     }
 
     /// Tells the others by API that we have left. Without operator:write none of them takes it, and gossip is waited for; an
@@ -320,16 +335,16 @@ impl Leaver {
             let leaver = self.clone();
             asking.spawn(async move { (ip, leaver.view_of(ip).await) });
         }
-        let mut last = "no other server has answered".to_owned();
+        let (mut text, mut by_nobody) = ("no other server has answered".to_owned(), true);
         while let Some(done) = asking.join_next().await {
             match done {
                 Ok((ip, Ok(None))) => return View::Gone(ip.to_string()),
-                Ok((ip, Ok(Some(text)))) => last = format!("{ip} {text}"),
-                Ok((_, Err(error))) if last.starts_with("no other") => last = error.to_string(),
+                Ok((ip, Ok(Some(listed)))) => (text, by_nobody) = (format!("{ip} {listed}"), false),
+                Ok((_, Err(error))) if by_nobody => text = error.to_string(),
                 _ => {}
             }
         }
-        View::Listed(last)
+        View::Listed { text, by_nobody }
     }
 
     /// How one other server still lists us; `None` when it has let us go.
@@ -349,7 +364,18 @@ impl Leaver {
     }
 }
 
+/// What the others see of us.
 enum View {
+    /// One has let us go.
     Gone(String),
-    Listed(String),
+    /// None has, or nobody answers at all; what was seen last.
+    Listed { text: String, by_nobody: bool },
+}
+
+/// What our own agent sees of us.
+enum Own {
+    /// Nobody else is in its raft configuration.
+    Alone,
+    /// We are not in it.
+    Out,
 }
