@@ -5,7 +5,7 @@
 
 use convene::api::consul::{Agent, Peers};
 use convene::api::kube::Kube;
-use convene::check::{WHATS, check};
+use convene::check::{WHATS, What, check};
 use convene::cli::{
     self, CheckArgs, Cli, Command, CommonArgs, DiscoverArgs, DoctorArgs, InitArgs, InstallArgs, LeaveArgs, Places,
     ReapArgs, RecoverArgs, RunArgs, Stopped, WatchArgs,
@@ -240,8 +240,11 @@ async fn leave_command(reader: Reader<'_>, args: &LeaveArgs) -> Result<u8, Failu
 /// comes later is a no.
 const PROBE: Duration = Duration::from_millis(800);
 
-/// How often a gate asks again.
+/// How often a gate asks again, which may wait for an hour.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often a probe does, which waits for less than kubelet's next call.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
     let begun = Instant::now();
@@ -250,12 +253,13 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
     let wait = reader.duration("wait", &args.wait, Duration::ZERO..=Duration::from_secs(3600));
     let wait = wait.map_err(|error| usage(&error))?.unwrap_or_default();
+    let (is_gate, every) = if what == What::Joined { (!wait.is_zero(), CHECK_EVERY) } else { (false, PROBE_EVERY) };
     let answer = loop {
         let answer = check(what, &local, &agent).await;
         if answer.yes || begun.elapsed() >= wait {
             break answer;
         }
-        tokio::time::sleep(CHECK_EVERY).await;
+        tokio::time::sleep(every).await;
     };
     if answer.votes {
         let access = kubernetes(reader, &local, local.role.unwrap_or(Role::Server), &[]).ok().flatten();
@@ -266,7 +270,7 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
     match answer.yes {
         true => Ok(0),
         // A probe's answer is kubelet's to tell, and not its container's last word.
-        false if wait.is_zero() => Ok(Code::No as u8),
+        false if !is_gate => Ok(Code::No as u8),
         false => Err(Failure::new(Code::No, format!("waited {} and gave up: {}", time::text(wait), answer.line))),
     }
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use support::http::{Call, Reply, ScriptedHttp};
 use support::net::{LoopbackBlock, loopback_block};
 use support::port::OpenPort;
-use support::program::Convene;
+use support::program::{Convene, Ended};
 use tempfile::TempDir;
 
 const STALE: &str = "/v1/session/info/00000000-0000-0000-0000-000000000000?stale";
@@ -47,11 +47,15 @@ impl World {
         Self { block, data: tempfile::tempdir().unwrap(), own, leaders: Some(leaders), raft }
     }
 
-    fn check(&self, what: &str, token: Option<&str>) -> (i32, String) {
-        let call = Convene::new(["check", what])
+    fn call(&self, what: &str) -> Convene {
+        Convene::new(["check", what])
             .env("CONSUL_HTTP_ADDR", self.block.at(2, 8500))
             .env("CONVENE_DATA_DIR", self.data.path())
-            .env("POD_IP", self.block.ip(2).to_string());
+            .env("POD_IP", self.block.ip(2).to_string())
+    }
+
+    fn check(&self, what: &str, token: Option<&str>) -> (i32, String) {
+        let call = self.call(what);
         let ended = token.into_iter().fold(call, |call, token| call.env("CONSUL_HTTP_TOKEN", token)).run();
         (ended.code, ended.stdout.trim().to_owned())
     }
@@ -119,6 +123,29 @@ fn without_a_token_a_server_is_ready_once_it_was_listed_for_25_s() {
     assert_eq!(written.permissions().mode() & 0o777, 0o600);
     world.is_ready("heard of the leader 17 ms ago (a stale read; no agent:read)");
     assert_eq!(fs::metadata(world.file()).unwrap().modified().unwrap(), written.modified().unwrap(), "written once");
+}
+
+#[test]
+fn a_probe_that_waits_says_yes_as_soon_as_it_is_and_a_no_is_nobodys_last_word() {
+    let world = World::established();
+    let leader = "/v1/status/leader";
+    let leads = Reply::ok(&format!("\"{}\"", world.block.at(3, 8300)));
+    world.own.always(Call::get(leader, Reply::ok("\"\"")));
+    let told = world.data.path().join("last-words");
+    fs::write(&told, "").unwrap();
+    let probe =
+        |wait: &str| world.call("ready").words([wait.to_owned(), format!("--termination-log={}", told.display())]);
+    let no = probe("--wait=1ms").run();
+    no.ends(1, &[]);
+    assert!(no.stdout.starts_with("not ready: no leader is known") && no.stderr.is_empty(), "{no:?}");
+    assert_eq!(fs::read_to_string(&told).unwrap(), "");
+    let asked = world.own.requests().iter().filter(|request| request.target == leader).count();
+    let waiting = probe("--wait=60s").spawn();
+    world.own.wait_for(leader, asked + 2);
+    world.own.always(Call::get(leader, leads));
+    let yes = Ended::of(waiting.wait_with_output().unwrap());
+    yes.ends(0, &[]);
+    assert!(yes.stdout.starts_with("ready: "), "{yes:?}");
 }
 
 #[test]
