@@ -41,6 +41,10 @@ const HEARD: Duration = Duration::from_secs(2);
 /// How long a stop may go on whose agent has ended by itself.
 const WITHOUT_AGENT: Duration = Duration::from_secs(5);
 
+/// And one whose agent ended as one that has left: a leader that was just elected now and then takes it out late, at the latest
+/// when it reconciles the next time (1.22.6: seen after 15 and after 60 s, `ReconcileInterval`).
+const RECONCILED: Duration = Duration::from_secs(65);
+
 /// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but for one time
 /// in some hundreds, when it shuts down its raft and goes on answering for ever; nothing on its disk minds a KILL.
 const HUNG: Duration = Duration::from_secs(10);
@@ -426,7 +430,8 @@ async fn finish(
     };
     if let Some(course) = stopping.course.take() {
         // What others say of a leave can still be heard, and nothing else is worth a wait.
-        match timeout_at(stopping.deadline.min(Instant::now() + WITHOUT_AGENT), course).await {
+        let patience = if code == 0 { RECONCILED } else { WITHOUT_AGENT };
+        match timeout_at(stopping.deadline.min(Instant::now() + patience), course).await {
             Ok(course) => stopping.follow(course, &mut events),
             Err(_) => {
                 let why = "the agent ended by itself before the stop was through";

@@ -309,13 +309,18 @@ impl Scene {
 
     /// `run` with a CMD that ends at a TERM, up to the moment when it watches and remembers.
     fn run(&self, words: &[&str], grace: &str) -> Running {
+        self.run_cmd(&["sleep", "1000"], words, grace)
+    }
+
+    /// The same with another CMD.
+    fn run_cmd(&self, cmd: &[&str], words: &[&str], grace: &str) -> Running {
         let file = self.files.path().join("log");
         let run = self.convene(&["run"], grace).words(words).words([
             "--claim=off",
             "--expect=3",
             "--resolv-conf=/does/not/exist",
         ]);
-        let run = run.words([format!("--nameserver={}", self.dns.addr())]).words(["--", "sleep", "1000"]);
+        let run = run.words([format!("--nameserver={}", self.dns.addr()), "--".to_owned()]).words(cmd);
         let running = Running { child: run.spawn_into(&file), file };
         running.says("joined: a leader is known");
         wait_until("the StatefulSet to be remembered", || self.remembered().exists().then_some(()), || running.log());
@@ -366,8 +371,11 @@ fn pid(child: &Child) -> Pid {
 
 /// What `run` started.
 fn agent_of(run: Pid) -> Pid {
-    let children = std::fs::read_to_string(format!("/proc/{run}/task/{run}/children")).unwrap();
-    Pid::from_raw(children.trim().parse().unwrap())
+    Pid::from_raw(children(run).parse().unwrap())
+}
+
+fn children(run: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{run}/task/{run}/children")).unwrap().trim().to_owned()
 }
 
 impl Drop for Running {
@@ -963,6 +971,29 @@ fn an_agent_that_ends_by_itself_ends_the_wait_for_a_gate() {
     run.ended().ends(69, &[why]);
     assert!(!has_left(&scene.data()));
     assert_eq!(scene.events(), [("NotLeft".to_owned(), why.to_owned())]);
+}
+
+#[test]
+fn an_agent_that_left_and_ended_is_still_confirmed_by_a_leader_that_is_late() {
+    let scene = Scene::new(3);
+    scene.kubernetes.replicas(2);
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::ok("{}")));
+    let force = format!("/v1/agent/force-leave/{}", pod_name(2));
+    (0..2).for_each(|other| scene.agent(other).always(Call::put(&force, Reply::ok(""))));
+    // An agent that ends with 0 when the test says so.
+    let mut life = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let run = scene.run_cmd(&["tail", &format!("--pid={}", life.id()), "-f", "/dev/null"], &[], "600s");
+    run.term();
+    scene.us().wait_for(LEAVE, 1);
+    life.kill().unwrap();
+    life.wait().unwrap();
+    wait_until("its end", || children(pid(&run.child)).is_empty().then_some(()), || run.log());
+    // They are told every 2 s: for longer than a stop goes on without an agent that crashed.
+    scene.agent(1).wait_for(&force, 5);
+    scene.lists(1, &[0, 1]);
+    run.ended().ends(0, &["left in", "told by API"]);
+    assert!(has_left(&scene.data()));
 }
 
 #[test]
