@@ -729,6 +729,25 @@ fn a_leave_ends_without_one_when_all_others_have_left_meanwhile() {
 }
 
 #[test]
+fn whoever_is_silent_keeps_nobody_from_seeing_that_it_is_alone() {
+    let scene = Scene::new(3);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.us().expect(Call::put(LEAVE, Reply::Nothing));
+    let force = format!("/v1/agent/force-leave/{}", pod_name(2));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for(LEAVE, 1);
+    // Pods that are gone: what they are asked is swallowed.
+    for other in [0, 1] {
+        scene.agent(other).always(Call::get("/v1/status/peers", Reply::Nothing));
+        scene.agent(other).always(Call::put(&force, Reply::Nothing));
+    }
+    scene.lists(2, &[2]);
+    hook.ended().ends(0, &["did not leave, since nobody else votes any more"]);
+    assert!(!has_left(&scene.data()));
+}
+
+#[test]
 fn of_servers_that_all_leave_at_once_the_last_one_needs_nobody_to_confirm_it() {
     let mut scene = Scene::new(3);
     scene.records(false);

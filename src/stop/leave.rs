@@ -13,11 +13,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 
 /// How often the others are asked whether they have let us go.
 const POLL: Duration = Duration::from_millis(100);
+/// How long another server may take to tell what it sees of us: it has that in memory. A Pod that is gone swallows what it is asked, and
+/// our own agent is looked at only in between.
+const ASKED: Duration = Duration::from_millis(700);
 /// How long gossip may need until the others know; then they are told by API, as often. Consul's own course gives up after 5 s
 /// of asking raft (1.22.6, `raftRemoveGracePeriod`), and a leader whom the news does not reach takes us for failed.
 const GOSSIP: Duration = Duration::from_secs(2);
@@ -333,14 +336,15 @@ impl Leaver {
         let mut asking = JoinSet::new();
         for ip in others.iter().copied() {
             let leaver = self.clone();
-            asking.spawn(async move { (ip, leaver.view_of(ip).await) });
+            asking.spawn(async move { (ip, timeout(ASKED, leaver.view_of(ip)).await) });
         }
         let (mut text, mut by_nobody) = ("no other server has answered".to_owned(), true);
         while let Some(done) = asking.join_next().await {
             match done {
-                Ok((ip, Ok(None))) => return View::Gone(ip.to_string()),
-                Ok((ip, Ok(Some(listed)))) => (text, by_nobody) = (format!("{ip} {listed}"), false),
-                Ok((_, Err(error))) if by_nobody => text = error.to_string(),
+                Ok((ip, Ok(Ok(None)))) => return View::Gone(ip.to_string()),
+                Ok((ip, Ok(Ok(Some(listed))))) => (text, by_nobody) = (format!("{ip} {listed}"), false),
+                Ok((_, Ok(Err(error)))) if by_nobody => text = error.to_string(),
+                Ok((ip, Err(_))) if by_nobody => text = format!("{ip} is silent"),
                 _ => {}
             }
         }
