@@ -729,6 +729,22 @@ fn a_leave_ends_without_one_when_all_others_have_left_meanwhile() {
 }
 
 #[test]
+fn without_stable_addresses_servers_that_all_stop_at_once_leave_gossip_and_keep_their_data() {
+    for lead in [0, 2] {
+        let scene = Scene::new(3);
+        scene.records(false);
+        (0..3).for_each(|ordinal| scene.follows(ordinal, Some(lead)));
+        scene.our_pod_is_deleted();
+        scene.kubernetes.pod(1, &deleted(running(1, scene.ip(1).into()), 600, 600));
+        scene.us().expect(Call::put(LEAVE, Reply::Nothing));
+        scene
+            .leave(&[], "600s")
+            .ends(0, &["restart", "left gossip and keeps its data, since a majority stops at once"]);
+        assert!(!has_left(&scene.data()));
+    }
+}
+
+#[test]
 fn whoever_is_silent_keeps_nobody_from_seeing_that_it_is_alone() {
     let scene = Scene::new(3);
     scene.records(false);

@@ -6,7 +6,7 @@
 
 use super::cause::{Action, Cause, Facts, Known};
 use super::handover::{HandedOver, hand_over};
-use super::leave::{LeaveError, Leaver, leave, stopping};
+use super::leave::{LeaveError, Leaver, leave, leave_gossip, stopping};
 use super::look::{CALL, Looker};
 use super::steps::{Steps, Wait};
 use super::voters::{Asker, View};
@@ -324,6 +324,9 @@ impl Stopper {
                     let higher = self.higher(&view, facts, begun).await;
                     let Some(line) = gates::shut(&view, &higher).or(returning) else {
                         wait.into_iter().for_each(|wait| steps.note(wait.tell()));
+                        if returns && guard::majority_goes(&view) {
+                            return self.leave_gossip(deadline, steps).await;
+                        }
                         self.hand_over(&view, deadline, steps).await;
                         return self.leave(deadline, steps).await;
                     };
@@ -369,6 +372,19 @@ impl Stopper {
         };
         steps.note(format!("left in {}: {}", time::text(left.took), left.confirmed));
         Ok(Done::Left)
+    }
+
+    /// Of servers that all leave at once the last one would lead on, forgotten by gossip, until it ends: those that are back by
+    /// then join it, and have no leader when it does. So they keep their data, and only free their names.
+    async fn leave_gossip(&self, deadline: Instant, steps: &mut Steps) -> Result<Done, LeaveError> {
+        match timeout_at(deadline - ENDING, leave_gossip(&self.leaver)).await {
+            Ok(left) => {
+                left?;
+                steps.note("left gossip and keeps its data, since a majority stops at once".to_owned());
+            }
+            Err(_) => steps.note("there was no time for more".to_owned()),
+        }
+        Ok(Done::Stayed)
     }
 
     fn ordinal(&self) -> Option<u32> {

@@ -16,16 +16,15 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, dead: &BTreeSet<SocketAddr>,
     if !view.we_vote() {
         return None;
     }
-    let going = |voter: &&Voter| voter.terminating && voter.is_healthy();
-    // We go too. A quorum that is lost anyway is back sooner when nobody waits.
-    if (view.others.iter().filter(going).count() + 1) * 2 > view.count() && view.others.iter().any(|one| going(&one)) {
+    // A quorum that is lost anyway is back sooner when nobody waits.
+    if majority_goes(view) {
         return None;
     }
     // It is lost already, with us and without.
     if (view.others.iter().filter(|voter| voter.is_healthy()).count() + 1) * 2 <= view.count() {
         return None;
     }
-    let higher = view.others.iter().find(|voter| going(voter) && comes_first(voter, view, ordinal));
+    let higher = view.others.iter().find(|voter| is_going(voter) && comes_first(voter, view, ordinal));
     if let Some(voter) = higher {
         return Some(format!("{} stops too, and the higher ordinal goes first", voter.name()));
     }
@@ -33,6 +32,17 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, dead: &BTreeSet<SocketAddr>,
         let why = voter.away.as_ref()?;
         (!dead.contains(&voter.address) || waited < DEAD).then(|| format!("{} is away ({why})", voter.name()))
     })
+}
+
+/// Whether a majority of the voters stops at once: others do, and we too.
+pub fn majority_goes(view: &View) -> bool {
+    let others = view.others.iter().filter(|voter| is_going(voter)).count();
+    others > 0 && (others + 1) * 2 > view.count()
+}
+
+/// It is being deleted, and has not ended yet.
+fn is_going(voter: &Voter) -> bool {
+    voter.terminating && voter.is_healthy()
 }
 
 /// The higher ordinal, as a StatefulSet itself goes; without ordinals the higher address.

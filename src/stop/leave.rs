@@ -27,6 +27,8 @@ const GOSSIP: Duration = Duration::from_secs(2);
 /// How long gossip needs at most until all clients know of a leave that somebody may still carry (0.2 to 0.4 s with three; 1.22.6).
 /// A client that takes a server for failed does not take its name at another address for 30 s.
 const SPREAD: Duration = Duration::from_secs(1);
+/// After so long without a word from any other server nobody is going to confirm a leave.
+const NOBODY: Duration = Duration::from_secs(10);
 /// How long an agent that refuses the connection may be one that is just being started.
 const STARTING: Duration = Duration::from_secs(5);
 
@@ -142,6 +144,18 @@ pub async fn leave(volume: &Volume, mut leaver: Leaver, deadline: Instant) -> Re
     Ok(left)
 }
 
+/// Leaves gossip alone: asks the agent to leave, and waits until all clients may know, so that its name is free at its next address.
+/// Its data, and its place among the raft peers if the leader leaves it to it, are for its return.
+///
+/// # Errors
+/// [`LeaveError`]: the agent refused.
+pub async fn leave_gossip(leaver: &Leaver) -> Result<(), LeaveError> {
+    tokio::select! {
+        answer = leaver.agent.leave(SPREAD * 2) => leaver.answered(answer),
+        () = sleep(SPREAD) => Ok(()),
+    }
+}
+
 /// Waits until no other convene stops on this volume: a hook is not cut short by the TERM after it.
 ///
 /// # Errors
@@ -254,6 +268,7 @@ impl Leaver {
             return Ok(Left { confirmed: "the agent answered that it has left".to_owned(), took: begun.elapsed() });
         }
         let (mut answered, mut helped) = (false, false);
+        let mut heard = asked_at;
         let mut last = "no other server has answered".to_owned();
         let mut telling = JoinSet::new();
         let unheard = sleep(GOSSIP);
@@ -274,6 +289,9 @@ impl Leaver {
                     }
                     View::Listed { text, by_nobody } => {
                         last = text;
+                        if !by_nobody {
+                            heard = Instant::now();
+                        }
                         if asked_at.elapsed() >= SPREAD {
                             match self.own_view().await {
                                 // Consul would try for 15 s, and go on as the leader.
@@ -285,6 +303,9 @@ impl Leaver {
                                 }
                                 _ => {}
                             }
+                        }
+                        if heard.elapsed() >= NOBODY {
+                            return Err(LeaveError::Unconfirmed { last, waited: begun.elapsed() });
                         }
                     }
                 },
