@@ -3,10 +3,12 @@
 //! socket behind. It never reads or writes by itself. A connection that fails is that function's business.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 /// A listener with one thread for accepting and one for each connection.
 pub struct Accepting {
@@ -25,6 +27,23 @@ struct Live {
 /// Locks also after another thread's panic, so that the first panic is the one that is read.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a child may need from fork to exec on a busy machine.
+const FORKED: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Listens at `addr`. Panics when the address stays taken: a socket that was just closed lives on in whatever another thread has
+/// forked, until that has become its program.
+pub fn listen(addr: &str) -> TcpListener {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(addr) {
+            Ok(listener) => return listener,
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < FORKED => sleep(LOOK),
+            Err(error) => panic!("could not listen on {addr}: {error}"),
+        }
+    }
 }
 
 impl Accepting {

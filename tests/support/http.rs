@@ -5,11 +5,11 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::accept::{Accepting, lock};
+use super::accept::{Accepting, listen, lock};
 
 /// How much an endless reply sends when nobody hangs up, in bytes: 1 GiB.
 const ENDLESS: u64 = 1 << 30;
@@ -161,7 +161,7 @@ impl ScriptedHttp {
 
     /// At `addr`, for example `127.3.0.2:8500`. Panics when the address is taken.
     pub fn at(addr: &str) -> Self {
-        let listener = TcpListener::bind(addr).unwrap_or_else(|e| panic!("could not listen on {addr}: {e}"));
+        let listener = listen(addr);
         let state = Arc::new(State::default());
         let serving = Arc::clone(&state);
         let accepting = Accepting::start(listener, move |stream| {

@@ -2,11 +2,11 @@
 //! a client that only connects. Takes an address; gives a guard that closes the port when dropped. It never writes.
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::accept::Accepting;
+use super::accept::{Accepting, listen};
 
 /// An open port without a word.
 pub struct OpenPort {
@@ -15,9 +15,9 @@ pub struct OpenPort {
 }
 
 impl OpenPort {
-    /// Listens at `addr`, for example `127.64.3.2:8300`; port 0 takes a free one. Panics when the address is taken.
+    /// Listens at `addr`, for example `127.64.3.2:8300`; port 0 takes a free one. Panics when the address stays taken.
     pub fn at(addr: &str) -> Self {
-        let listener = TcpListener::bind(addr).unwrap_or_else(|e| panic!("could not listen on {addr}: {e}"));
+        let listener = listen(addr);
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
         let accepting = Accepting::start(listener, move |mut stream| {
