@@ -4,6 +4,7 @@
 //! agent says so). A signal is not a reliable way to leave, and Consul's own course goes on for seconds after the cluster has
 //! let us go, so the answer of another server decides. "Already gone" is success. Never signals the agent.
 
+use super::voters::ASKED;
 use crate::api::consul::{Agent, ApiError, Member, Peers};
 use crate::record::lock::{Held, Lock};
 use crate::record::{RecordError, Volume};
@@ -18,9 +19,6 @@ use tracing::{info, warn};
 
 /// How often the others are asked whether they have let us go.
 const POLL: Duration = Duration::from_millis(100);
-/// How long another server may take to tell what it sees of us: it has that in memory. A Pod that is gone swallows what it is asked, and
-/// our own agent is looked at only in between.
-const ASKED: Duration = Duration::from_millis(700);
 /// How long gossip may need until the others know; then they are told by API, as often. Consul's own course gives up after 5 s
 /// of asking raft (1.22.6, `raftRemoveGracePeriod`), and a leader whom the news does not reach takes us for failed.
 const GOSSIP: Duration = Duration::from_secs(2);
@@ -357,6 +355,7 @@ impl Leaver {
         let mut asking = JoinSet::new();
         for ip in others.iter().copied() {
             let leaver = self.clone();
+            // A Pod that is gone swallows what it is asked, and our own agent is looked at only in between.
             asking.spawn(async move { (ip, timeout(ASKED, leaver.view_of(ip)).await) });
         }
         let (mut text, mut by_nobody) = ("no other server has answered".to_owned(), true);

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// How long another server may take: it has the answer in memory, and a stop has no time for the silent.
-const ASKED: Duration = Duration::from_millis(700);
+pub(super) const ASKED: Duration = Duration::from_millis(700);
 
 /// The servers as they are now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
