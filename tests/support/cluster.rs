@@ -426,10 +426,12 @@ fn children(of: Pid) -> Vec<Pid> {
     listed.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
-/// Whether a process is over, its files and locks too; one that nobody has waited for yet stays as a zombie.
+/// Whether a process is over, its files and locks too; one that nobody has waited for yet stays as a zombie. Its first thread
+/// is one as soon as that has ended: what is open belongs to all of its threads, and lasts until the last one's end.
 fn has_ended(process: &Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    threads <= 1 && stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
 }
 
 /// Polls for something, and panics with `told` when it does not come.
