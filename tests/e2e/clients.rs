@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const HOST_PORT: u16 = 28500;
 
 /// `deploy/client` for another namespace than the servers'.
-fn clients(namespace: &Namespace) -> Source {
+pub fn clients(namespace: &Namespace) -> Source {
     let port =
         json!([{"op": "replace", "path": "/spec/template/spec/containers/0/ports/0/hostPort", "value": HOST_PORT}]);
     let source = Source::new("deploy/client").setting("CONVENE_DISCOVER", &by_dns(namespace));
@@ -52,7 +52,7 @@ fn ready(namespace: &Namespace, there: &str, begins: &str, count: usize) {
 }
 
 /// The node IDs in the catalog, by name.
-fn catalog(namespace: &Namespace) -> BTreeMap<String, String> {
+pub fn catalog(namespace: &Namespace) -> BTreeMap<String, String> {
     let listed = namespace.ask(&server(0), "/v1/catalog/nodes").unwrap_or_default();
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let node = |one: &Value| Some((text(&one["Node"])?, text(&one["ID"])?));

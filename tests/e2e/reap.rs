@@ -1,11 +1,13 @@
 //! A machine is lost and its Node object removed: what `deploy/reap` makes of the client that ran on it, and of the server.
 
+use crate::clients::{catalog, clients};
 use crate::servers;
 use crate::support::kubernetes::breaking::{Broken, node_of};
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
 use crate::support::kubernetes::source::Source;
 use crate::support::kubernetes::{kubectl, nodes, run};
-use serde_json::{Value, json};
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What is of no namespace does not go with one.
 struct Reap<'a>(&'a Namespace, Source);
@@ -39,59 +41,18 @@ impl Drop for Reap<'_> {
     }
 }
 
-/// An agent that says on which machine it runs.
-fn client(namespace: &Namespace, node: &str) -> Value {
-    let image = &namespace.images().consul;
-    let args =
-        ["agent", "-client=0.0.0.0", "-data-dir=/consul/data", "-retry-join=consul-server", "-retry-interval=1s"];
-    let own =
-        [format!("-node=client-{node}"), format!("-node-meta=k8s-node:{node}"), "-advertise=$(POD_IP)".to_owned()];
-    let args: Vec<String> = args.into_iter().map(str::to_owned).chain(own).collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": format!("client-{node}"), "namespace": namespace.name()},
-        "spec": {
-            "nodeName": node,
-            "terminationGracePeriodSeconds": 5,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 100, "runAsGroup": 1000, "fsGroup": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{
-                "name": "consul",
-                "image": format!("{}:{}", image.0, image.1),
-                "args": args,
-                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-                "volumeMounts": [{"name": "data", "mountPath": "/consul/data"}],
-            }],
-            "volumes": [{"name": "data", "emptyDir": {}}],
-        },
-    })
-}
-
-/// The names of the catalog's nodes as a server tells them.
-fn catalog(namespace: &Namespace) -> Vec<String> {
-    let nodes = namespace.ask(&server(0), "/v1/catalog/nodes").unwrap_or_default();
-    let mut names: Vec<String> =
-        nodes.as_array().into_iter().flatten().filter_map(|node| node["Node"].as_str().map(str::to_owned)).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn a_client_is_reaped_with_its_node_and_a_server_in_the_raft_peers_is_not() {
-    let Some(namespace) = Namespace::alone("a_client_is_reaped_with_its_node_and_a_server_in_the_raft_peers_is_not")
+    let Some(mut namespace) =
+        Namespace::alone("a_client_is_reaped_with_its_node_and_a_server_in_the_raft_peers_is_not")
     else {
         return;
     };
     namespace.apply(&servers());
     let voters = namespace.formed(3);
     let machines = nodes();
-    for machine in &machines {
-        namespace.create_object(&client(&namespace, machine));
-    }
+    let beside = namespace.beside_at("privileged");
+    namespace.apply_in(&beside, &clients(&namespace));
     // What gossip says of them comes first, and what they say of themselves after it.
     let named = || {
         let listed = namespace.ask(&server(0), "/v1/catalog/nodes").unwrap_or_default();
@@ -106,8 +67,7 @@ fn a_client_is_reaped_with_its_node_and_a_server_in_the_raft_peers_is_not() {
     let lost = node_of(&namespace, &server(2));
     let machine = &machines[lost - 1];
     let broken = Broken::kill_node(&namespace, lost);
-    let client = format!("client-{machine}");
-    let failed = || [&client, &server(2)].iter().all(|name| namespace.members(&server(0)).get(*name) == Some(&4));
+    let failed = || [machine, &server(2)].iter().all(|name| namespace.members(&server(0)).get(*name) == Some(&4));
     namespace.wait_for("both as failed", failed);
     // The Service that reap asks must have found out too.
     let two = || namespace.pods(SERVERS).iter().filter(|pod| is_ready(pod)).count() == 2;
@@ -123,11 +83,15 @@ fn a_client_is_reaped_with_its_node_and_a_server_in_the_raft_peers_is_not() {
             && log.contains(&format!("{} clients name their machine; 1 removed", machines.len())),
         "{log}"
     );
-    let others = machines.iter().filter(|other| *other != machine).map(|other| format!("client-{other}"));
-    let left: Vec<String> = others.chain((0..3).map(server)).collect();
-    assert_eq!(catalog(&namespace), left, "the client is out of the catalog, and nobody else");
+    let others = machines.iter().filter(|other| *other != machine).cloned();
+    let left: BTreeSet<String> = others.chain((0..3).map(server)).collect();
+    assert_eq!(
+        catalog(&namespace).into_keys().collect::<BTreeSet<_>>(),
+        left,
+        "the client is out of the catalog, and nobody else"
+    );
     assert_eq!(namespace.voters(&server(0)), voters, "the server is among the raft peers");
-    assert_eq!(namespace.members(&server(0)).get(&client), Some(&3), "it has left");
+    assert_eq!(namespace.members(&server(0)).get(machine), Some(&3), "it has left");
 
     broken.mend();
     assert_eq!(namespace.formed(3), voters);
