@@ -89,11 +89,11 @@ fn readiness(objects: &Objects, agent: &Value) -> Option<Finding> {
     };
     let why = "a rollout or a drain goes on to the next server before this one votes again: two at once may be away, which is the quorum";
     let command = match objects.has_convene() {
-        true => format!(r#"["{CONVENE}","check","ready"]"#),
+        true => format!(r#"["{CONVENE}","check","ready","--wait=2900ms"]"#),
         false => r#"["consul","operator","raft","list-peers"]"#.to_owned(),
     };
     let change = format!(
-        r#""readinessProbe":{{"exec":{{"command":{command}}},"httpGet":null,"tcpSocket":null,"periodSeconds":1,"timeoutSeconds":5}}"#
+        r#""readinessProbe":{{"exec":{{"command":{command}}},"httpGet":null,"tcpSocket":null,"periodSeconds":3,"timeoutSeconds":5}}"#
     );
     found(objects, "readiness-probe", what, why, &change)
 }
