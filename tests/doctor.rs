@@ -507,9 +507,14 @@ fn probes_that_end_or_pass_a_server_wrongly_are_found() {
     finds("liveness-probe", AGENT, &["consul members"], |world| {
         world.agent()["livenessProbe"]["exec"]["command"] = json!(["consul", "members"]);
     });
-    finds("readiness-probe", AGENT, &["no readinessProbe", r#"["/convene/convene","check","ready","--wait=2900ms"]"#], |world| {
-        world.agent().as_object_mut().unwrap().remove("readinessProbe");
-    });
+    finds(
+        "readiness-probe",
+        AGENT,
+        &["no readinessProbe", r#"["/convene/convene","check","ready","--wait=2900ms"]"#],
+        |world| {
+            world.agent().as_object_mut().unwrap().remove("readinessProbe");
+        },
+    );
     finds("readiness-probe", AGENT, &["not convene check ready"], |world| {
         world.agent()["readinessProbe"]["exec"]["command"][2] = json!("joined");
     });

@@ -64,6 +64,15 @@ impl Kubernetes {
         self.files.path().join("kubeconfig")
     }
 
+    /// The answers of the API server 1.34 when the namespace is deleted, while the Pods end: all is there, and nothing new is taken.
+    fn namespace_is_deleted(&self) {
+        let said = "unable to create new content in namespace demo because it is being terminated";
+        let cause = json!({"reason": "NamespaceTerminating", "message": "namespace demo is being terminated", "field": "metadata.namespace"});
+        let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": said,
+            "reason": "Forbidden", "details": {"kind": "events", "causes": [cause]}, "code": 403});
+        self.api.always(Call::post(EVENTS, Reply::Json(403, body.to_string())));
+    }
+
     fn says(&self, path: &str, status: u16) {
         let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": status});
         self.api.always(Call::get(path, Reply::Json(status, body.to_string())));
@@ -487,6 +496,15 @@ const ROWS: &[Row] = &[
             scene.kubernetes.statefulset(&json!({"metadata": meta, "spec": {"replicas": 0}}));
         },
         says: "teardown (the StatefulSet is gone or being deleted)",
+        leaves: false,
+    },
+    Row {
+        words: &[],
+        happens: |scene| {
+            scene.our_pod_is_deleted();
+            scene.kubernetes.namespace_is_deleted();
+        },
+        says: "teardown (the namespace is being deleted)",
         leaves: false,
     },
     Row {

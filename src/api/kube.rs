@@ -14,6 +14,7 @@ pub use k8s_openapi::jiff::Timestamp;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
+use kube::core::Status;
 use kube::core::params::{GetParams, ListParams, PostParams};
 use kube::{Client, Config};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -79,6 +80,14 @@ pub enum KubeError {
         group: &'static str,
         /// Where; `None`: it is of no namespace.
         namespace: Option<String>,
+    },
+    /// Nothing new is taken there any more.
+    #[error("namespace {namespace} is being deleted, and takes no {resource} any more")]
+    Ending {
+        /// What was tried.
+        resource: &'static str,
+        /// Where.
+        namespace: String,
     },
     /// It does not know us.
     #[error(
@@ -252,6 +261,8 @@ enum Call {
     /// Without what else the objects hold.
     ListNames(ListParams),
     Create(Vec<u8>),
+    /// What would come of it, and nothing does.
+    TryCreate(Vec<u8>),
     Replace(Vec<u8>),
 }
 
@@ -373,6 +384,26 @@ impl Kube {
     /// # Errors
     /// [`KubeError`].
     pub async fn event(&self, namespace: &str, pod: &str, uid: &str, event: &Event) -> Result<(), KubeError> {
+        self.write_event(namespace, pod, uid, event, Call::Create).await
+    }
+
+    /// Whether the namespace is being deleted: then it takes no new object (NamespaceLifecycle), and a namespace itself may not
+    /// be read by who has only a Role. Since Kubernetes 1.33 its Pods go first, and their StatefulSet is there until they are gone
+    /// (OrderedNamespaceDeletion). Who may not create Events, or is not answered, is not told.
+    pub async fn is_ending(&self, namespace: &str, pod: &str, uid: &str) -> bool {
+        let event = Event { reason: "Trying", message: String::new(), warning: false };
+        let tried = self.write_event(namespace, pod, uid, &event, Call::TryCreate).await;
+        matches!(tried, Err(KubeError::Ending { .. }))
+    }
+
+    async fn write_event(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: &str,
+        event: &Event,
+        call: fn(Vec<u8>) -> Call,
+    ) -> Result<(), KubeError> {
         let asking = Asking { verb: "create", resource: "events", group: "", namespace: Some(namespace), which: pod };
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         let body = json!({
@@ -389,7 +420,7 @@ impl Kube {
             "count": 1,
         });
         let body = body.to_string().into_bytes();
-        self.ask(asking, &Call::Create(body)).await.map(|_: IgnoredAny| ())
+        self.ask(asking, &call(body)).await.map(|_: IgnoredAny| ())
     }
 
     /// By name; `None` when there is none of that name.
@@ -427,6 +458,9 @@ impl Kube {
             Call::ListNames(params) => request.list_metadata(params),
             Call::Replace(body) => request.replace(asking.which, &PostParams::default(), body.clone()),
             Call::Create(body) => request.create(&PostParams::default(), body.clone()),
+            Call::TryCreate(body) => {
+                request.create(&PostParams { dry_run: true, ..PostParams::default() }, body.clone())
+            }
         };
         let built =
             built.map_err(|error| KubeError::Strange { what: asking.to_string(), reason: error.to_string() })?;
@@ -499,6 +533,12 @@ fn role(namespace: Option<&str>) -> (&'static str, &'static str) {
     }
 }
 
+/// The reason that the API server gives in an answer to a creation (k8s.io/api/core/v1, `NamespaceTerminatingCause`).
+fn is_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 fn no_access(error: &(dyn std::error::Error + 'static)) -> KubeError {
     KubeError::NoAccess { reason: chain(error) }
 }
@@ -533,6 +573,9 @@ impl Asking<'_> {
         match error {
             kube::Error::Api(status) => match status.code {
                 401 => KubeError::Unknown { verb: self.verb, resource: self.resource, namespace },
+                403 if is_ending(&status) => {
+                    KubeError::Ending { resource: self.resource, namespace: namespace.unwrap_or_default() }
+                }
                 403 => KubeError::Denied {
                     status: 403,
                     verb: self.verb,

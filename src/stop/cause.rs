@@ -54,6 +54,8 @@ pub enum Set {
     },
     /// There is none, or it is being deleted.
     Gone,
+    /// All of its namespace is being deleted, it too in the end.
+    Ending,
     /// We may not ask any more, and could a minute ago: `kubectl delete` takes the Role, or all of the namespace, away too.
     Withdrawn(String),
     /// Nobody told.
@@ -133,6 +135,7 @@ impl Facts {
         };
         match &self.set {
             Set::Gone => known(Cause::Teardown, "the StatefulSet is gone or being deleted".to_owned()),
+            Set::Ending => known(Cause::Teardown, "the namespace is being deleted".to_owned()),
             Set::Withdrawn(why) => known(Cause::Teardown, format!("we could ask a minute ago, and now {why}")),
             Set::Unknown(why) => known(Cause::Unknown, why.clone()),
             Set::Here { replicas, start, ago } => {
@@ -157,7 +160,7 @@ impl Set {
     pub fn drops(&self, ordinal: u32) -> bool {
         match self {
             Self::Here { replicas, start, .. } => !(*start..start.saturating_add(*replicas)).contains(&ordinal),
-            Self::Gone | Self::Withdrawn(_) | Self::Unknown(_) => false,
+            Self::Gone | Self::Ending | Self::Withdrawn(_) | Self::Unknown(_) => false,
         }
     }
 }
@@ -236,6 +239,7 @@ mod tests {
             (Own::Another, Set::Gone, Cause::Replaced),
             (Own::Here { deleted_by: None }, set(1), Cause::Container),
             (deleted(), Set::Gone, Cause::Teardown),
+            (deleted(), Set::Ending, Cause::Teardown),
             (deleted(), set(0), Cause::Hibernate),
             (deleted(), set(2), Cause::ScaleDown),
             (deleted(), Set::Here { replicas: 3, start: 3, ago: None }, Cause::ScaleDown),

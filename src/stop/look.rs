@@ -3,7 +3,7 @@
 //! Takes our names and our Pod's UID, gives [`Facts`]. Each call has 2 s. A silent API leaves what was read of the StatefulSet
 //! within the last minute, which `run` and `watch` keep on the volume.
 
-use super::cause::{Facts, Own, Set};
+use super::cause::{Cause, Facts, Own, Set};
 use crate::api::kube::{Kube, KubeError, LEAVE, Pod, StatefulSet, Timestamp};
 use crate::record::Volume;
 use crate::record::remembered::Remembered;
@@ -67,11 +67,17 @@ impl Looker {
         match pod {
             Ok(None) => facts(Own::Gone),
             Ok(Some(pod)) if self.uid.as_ref().is_some_and(|uid| *uid != pod.uid) => facts(Own::Another),
-            Ok(Some(pod)) => Facts {
-                order: ordered(&pod).or(order),
-                grace: pod.grace,
-                ..facts(Own::Here { deleted_by: pod.deleted_by })
-            },
+            Ok(Some(pod)) => {
+                let here = Facts {
+                    order: ordered(&pod).or(order),
+                    grace: pod.grace,
+                    ..facts(Own::Here { deleted_by: pod.deleted_by })
+                };
+                if here.cause().cause == Cause::Restart && kube.is_ending(namespace, &pod.name, &pod.uid).await {
+                    return Facts { set: Set::Ending, ..here };
+                }
+                here
+            }
             Err(error) => facts(Own::Unknown(error.to_string())),
         }
     }

@@ -1,6 +1,7 @@
 //! Restarts, scaling, orders and losses: who leaves, who only stops, and what a client that writes meanwhile notices. Each prints
 //! its figures; the bounds are `make bench-cluster`'s.
 
+use crate::support::kubernetes::kubectl;
 use crate::support::kubernetes::machine::processes;
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
 use crate::support::kubernetes::source::{Source, patch};
@@ -8,6 +9,7 @@ use crate::support::kubernetes::watcher::{Seen, while_watched};
 use crate::{Folder, anywhere, servers};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 in_both_folders!(
@@ -159,17 +161,42 @@ fn a_killed_agent_and_one_that_left_by_hand_come_back_in_their_container() {
 }
 
 fn a_namespace_that_is_deleted_is_gone_without_a_leave(test: &str, folder: Folder) {
+    gone_with_its_namespace(test, &folder.source());
+}
+
+#[test]
+fn at_the_pods_addresses_a_namespace_that_is_deleted_is_gone_without_a_leave() {
+    let source = servers().component("deploy/components/pod-address");
+    let test = "at_the_pods_addresses_a_namespace_that_is_deleted_is_gone_without_a_leave";
+    for log in gone_with_its_namespace(test, &source) {
+        assert!(log.contains("the namespace is being deleted") && log.contains("teardown"), "{log}");
+    }
+}
+
+/// Deletes the namespace of three servers, none of which leaves; what their containers logged until the end.
+fn gone_with_its_namespace(test: &str, source: &Source) -> Vec<String> {
     let mut namespace = Namespace::new(test);
     let beside = namespace.beside();
-    namespace.apply_in(&beside, &folder.source());
+    namespace.apply_in(&beside, source);
     let ready = || {
         let pods = namespace.get_in(&beside, "pods").unwrap_or_default();
         pods["items"].as_array().is_some_and(|pods| pods.len() == 3 && pods.iter().all(is_ready))
     };
     namespace.wait_for("three that are Ready", ready);
+    let follow = |ordinal: usize| {
+        let mut follow = kubectl(["-n", &beside, "logs", "--follow", &server(ordinal), "-c", "consul"]);
+        follow.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let following: Vec<Child> = (0..3).map(follow).collect();
     let begun = Instant::now();
     namespace.kubectl(&["delete", "namespace", &beside, "--timeout=100s"]);
     println!("{:.1} s until all was gone, of 120 s of grace", begun.elapsed().as_secs_f64());
+    let ended = |follow: Child| String::from_utf8_lossy(&follow.wait_with_output().unwrap().stdout).into_owned();
+    let logs: Vec<String> = following.into_iter().map(ended).collect();
+    for log in &logs {
+        assert!(log.contains("Consul agent running!") && !log.contains("server starting leave"), "{log}");
+    }
+    logs
 }
 
 /// Does something while a client writes; prints what it noticed, and nothing that was acknowledged may be lost.
