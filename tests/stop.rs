@@ -875,11 +875,20 @@ fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_i
 }
 
 #[test]
-fn nobody_waits_when_a_majority_goes_anyway() {
-    let scene = Scene::of(1, 3);
+fn of_all_that_stop_together_the_highest_goes_first_and_the_rest_when_it_answers_again() {
+    let mut scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
-    scene.kubernetes.pod(2, &deleted(running(2, scene.ip(2).into()), 600, 600));
-    scene.leave(&[], "600s").ends(0, &["nothing was to be done"]).never_says("waits");
+    let going = |scene: &Scene, ordinal: u8| {
+        scene.kubernetes.pod(ordinal, &deleted(running(ordinal, scene.ip(ordinal).into()), 600, 600));
+    };
+    [0, 2].into_iter().for_each(|ordinal| going(&scene, ordinal));
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
+    scene.end(2);
+    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
+    hook.says("the stop waits: consul-server-2 is away");
+    scene.start(2);
+    hook.ended().ends(0, &["restart"]).never_says("in vain");
 }
 
 #[test]

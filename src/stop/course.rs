@@ -19,7 +19,7 @@ use crate::settings::{Leave, Local, Role, Stop};
 use crate::time;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
@@ -257,14 +257,14 @@ impl Stopper {
         let mut wait: Option<Wait> = None;
         // A second is kept for handing leadership over.
         let until = half(begun, deadline).min(deadline - ENDING * 2);
-        let mut dead = None;
+        let mut seen = guard::Seen::default();
         let view = loop {
             let view = match self.see().await {
                 Ok(view) => view,
                 Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
             };
-            let dead = dead.get_or_insert_with(|| away(&view));
-            let Some(line) = guard::waits_for(&view, self.ordinal(), dead, begun.elapsed()) else { break view };
+            seen.look(&view);
+            let Some(line) = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed()) else { break view };
             let wait = wait.get_or_insert_with(Wait::begin);
             wait.say("the stop waits", line);
             if Instant::now() >= until {
@@ -305,7 +305,7 @@ impl Stopper {
     ) -> Result<Done, LeaveError> {
         let returns = known.cause == Cause::Restart;
         let mut wait: Option<Wait> = None;
-        let mut dead = None;
+        let mut seen = guard::Seen::default();
         let mut line = "the own agent does not answer".to_owned();
         loop {
             line = match timeout_at(deadline - ENDING, self.see()).await {
@@ -317,10 +317,12 @@ impl Stopper {
                     return Ok(Done::Stayed);
                 }
                 Ok(Ok(view)) => {
-                    let dead = dead.get_or_insert_with(|| away(&view));
-                    // One that comes back looks that nobody else is away, for as long as at any other restart.
-                    let waits = || guard::waits_for(&view, self.ordinal(), dead, begun.elapsed());
-                    let returning = if returns && Instant::now() < half(begun, deadline) { waits() } else { None };
+                    seen.look(&view);
+                    // One that comes back looks that nobody else is away, for as long as at any other restart. At another
+                    // address a majority needs each other's votes to come back.
+                    let waits = || guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed());
+                    let may_wait = returns && !guard::majority_goes(&view) && Instant::now() < half(begun, deadline);
+                    let returning = if may_wait { waits() } else { None };
                     let higher = self.higher(&view, facts, begun).await;
                     let Some(line) = gates::shut(&view, &higher).or(returning) else {
                         wait.into_iter().for_each(|wait| steps.note(wait.tell()));
@@ -395,11 +397,6 @@ impl Stopper {
 /// Half of the grace period: nobody waits longer for another server.
 fn half(begun: Instant, deadline: Instant) -> Instant {
     begun + (deadline.saturating_duration_since(begun) + RESERVE) / 2
-}
-
-/// Who is away.
-fn away(view: &View) -> BTreeSet<SocketAddr> {
-    view.others.iter().filter(|voter| !voter.is_healthy()).map(|voter| voter.address).collect()
 }
 
 impl LeaveError {

@@ -1,6 +1,6 @@
 //! May a server that will return stop now, or is another one on its way back?
 //!
-//! Takes the servers as they are and as they were when our TERM came, gives whether to wait and for whom. Pure. The end of the
+//! Takes the servers as they are and what was seen of them since our TERM came, gives whether to wait and for whom. Pure. The end of the
 //! wait is the caller's: at most half of the grace period.
 
 use super::voters::{View, Voter};
@@ -11,13 +11,43 @@ use std::time::Duration;
 /// How long a server is waited for that was away already when our TERM came.
 pub const DEAD: Duration = Duration::from_secs(5);
 
-/// For whom to wait; `None`: nobody. `dead` are those that were away when our TERM came, `waited` is how long ago that was.
-pub fn waits_for(view: &View, ordinal: Option<u32>, dead: &BTreeSet<SocketAddr>, waited: Duration) -> Option<String> {
-    if !view.we_vote() {
-        return None;
+/// What was seen of the others since our TERM came.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Those that were away already at the first look.
+    dead: Option<BTreeSet<SocketAddr>>,
+    /// Those whose Pods were being deleted at any look.
+    going: BTreeSet<SocketAddr>,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// Looks once more.
+    pub fn look(&mut self, view: &View) {
+        let addresses =
+            |which: fn(&Voter) -> bool| view.others.iter().filter(move |voter| which(voter)).map(|voter| voter.address);
+        self.dead.get_or_insert_with(|| addresses(|voter| !voter.is_healthy()).collect());
+        self.going.extend(addresses(|voter| voter.terminating));
     }
-    // A quorum that is lost anyway is back sooner when nobody waits.
-    if majority_goes(view) {
+
+    /// All others were to stop while we wait, and one of them answers again.
+    fn one_of_all_is_back(&self, view: &View) -> bool {
+        view.others.iter().all(|voter| self.going.contains(&voter.address))
+            && view.others.iter().any(|voter| voter.answers && !voter.terminating)
+    }
+
+    fn is_dead(&self, voter: &Voter) -> bool {
+        self.dead.as_ref().is_some_and(|dead| dead.contains(&voter.address))
+    }
+}
+
+/// For whom to wait; `None`: nobody. `waited` is how long ago our TERM came.
+///
+/// Of those that stop at once one goes after the other, so that no quorum is lost. Where all do, that would take long for what
+/// is to be restarted anyway: the first one goes alone, so that there is always one that answers, and the rest together.
+pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duration) -> Option<String> {
+    if !view.we_vote() || seen.one_of_all_is_back(view) {
         return None;
     }
     // It is lost already, with us and without.
@@ -30,7 +60,7 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, dead: &BTreeSet<SocketAddr>,
     }
     view.others.iter().find_map(|voter| {
         let why = voter.away.as_ref()?;
-        (!dead.contains(&voter.address) || waited < DEAD).then(|| format!("{} is away ({why})", voter.name()))
+        (!seen.is_dead(voter) || waited < DEAD).then(|| format!("{} is away ({why})", voter.name()))
     })
 }
 
@@ -61,7 +91,15 @@ mod tests {
     const NOW: Duration = Duration::ZERO;
 
     fn waits(view: &View, dead: &[u32], waited: Duration) -> Option<String> {
-        waits_for(view, Some(1), &dead.iter().map(|ordinal| at(*ordinal)).collect(), waited)
+        let dead = Some(dead.iter().map(|ordinal| at(*ordinal)).collect());
+        waits_for(view, Some(1), &Seen { dead, ..Seen::default() }, waited)
+    }
+
+    /// What the ordinal waits for at the last of several looks.
+    fn looks(ordinal: u32, looks: &[View]) -> Option<String> {
+        let mut seen = Seen::default();
+        looks.iter().for_each(|view| seen.look(view));
+        waits_for(looks.last().unwrap(), Some(ordinal), &seen, NOW)
     }
 
     #[test]
@@ -94,11 +132,37 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_when_a_majority_goes_anyway() {
-        assert_eq!(waits(&view(1, vec![voter(0), voter(2).going()]), &[], NOW), None);
-        assert_eq!(waits(&view(1, vec![voter(0).going(), voter(2).going()]), &[], NOW), None);
-        let three_of_five = view(1, vec![voter(0), voter(2), voter(3).going(), voter(4).going()]);
-        assert_eq!(waits(&three_of_five, &[], NOW), None);
+    fn of_a_majority_that_stops_one_goes_after_the_other_too() {
+        let two_go = || view(1, vec![voter(0), voter(2).going()]);
+        assert!(looks(1, &[two_go()]).unwrap().contains("consul-server-2 stops too"));
+        assert!(
+            looks(1, &[two_go(), view(1, vec![voter(0), voter(2).away()])])
+                .unwrap()
+                .contains("consul-server-2 is away")
+        );
+        assert_eq!(looks(1, &[two_go(), view(1, vec![voter(0), voter(2)])]), None);
+        let three_of_five = |us: u32, others: [u32; 4]| {
+            view(us, others.map(|n| if n > 1 { voter(n).going() } else { voter(n) }).to_vec())
+        };
+        assert!(looks(2, &[three_of_five(2, [0, 1, 3, 4])]).is_some());
+        let fourth_is_back = view(2, vec![voter(0), voter(1), voter(3).going(), voter(4)]);
+        assert!(
+            looks(2, &[three_of_five(2, [0, 1, 3, 4]), fourth_is_back]).unwrap().contains("consul-server-3 stops too")
+        );
+        assert_eq!(looks(4, &[three_of_five(4, [0, 1, 2, 3])]), None);
+    }
+
+    #[test]
+    fn of_all_that_stop_the_highest_goes_first_and_the_rest_together_when_it_answers_again() {
+        let all_go = || view(0, vec![voter(1).going(), voter(2).going()]);
+        assert!(looks(0, &[all_go()]).unwrap().contains("consul-server-1 stops too"));
+        let second_is = |second: Voter| view(0, vec![voter(1).going(), second]);
+        assert!(looks(0, &[all_go(), second_is(voter(2).going().away())]).is_some());
+        assert!(looks(0, &[all_go(), second_is(voter(2).away())]).is_some(), "a new Pod, without an agent yet");
+        let without_leader = Voter { answers: true, ..voter(2).away() };
+        assert_eq!(looks(0, &[all_go(), second_is(without_leader)]), None);
+        assert_eq!(looks(0, &[all_go(), second_is(voter(2))]), None);
+        assert_eq!(looks(2, &[view(2, vec![voter(0).going(), voter(1).going()])]), None, "nobody is higher");
     }
 
     #[test]
@@ -123,7 +187,7 @@ mod tests {
         let five = |going: u32| {
             view(2, [0, 1, 3, 4].map(|n| if n == going { nameless(n).going() } else { nameless(n) }).to_vec())
         };
-        assert!(waits_for(&five(3), None, &BTreeSet::new(), NOW).is_some());
-        assert_eq!(waits_for(&five(1), None, &BTreeSet::new(), NOW), None);
+        assert!(waits_for(&five(3), None, &Seen::default(), NOW).is_some());
+        assert_eq!(waits_for(&five(1), None, &Seen::default(), NOW), None);
     }
 }
