@@ -26,11 +26,6 @@ use tracing::{info, warn};
 
 /// How often a wait looks again.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long after a Pod's deletion its agent ends at the earliest, when the Pod's own Service leads to it. kube-proxy takes one
-/// change a second (`minSyncPeriod`, 1 s by default): that the Pod is being deleted is one, that it has ended the next one. Until
-/// that one is in, the leader dials an address that nobody has, and hears of nothing for Consul's 10 s (1.34.4, iptables: 10.3 s
-/// until it heard from the returning server in most restarts, about 3 s with this).
-const SYNCED: Duration = Duration::from_millis(1100);
 /// What kubelet, a machine that shuts down or an eviction gives without saying so.
 const CONTAINER: Duration = Duration::from_secs(10);
 /// With less than this a leave, or a wait for another server, does not fit.
@@ -184,11 +179,7 @@ impl Stopper {
             Action::Leave { gated: true } => self.leave_gated(begun, deadline, facts, known, steps).await,
             Action::AtOnce | Action::Stay { returns: false } => Ok(Done::Stayed),
             Action::Stay { returns: true } => {
-                let earliest = match known.cause {
-                    Cause::Restart => begun + SYNCED,
-                    _ => begun,
-                };
-                if timeout_at(deadline - ENDING, self.guard(begun, earliest, deadline, steps)).await.is_err() {
+                if timeout_at(deadline - ENDING, self.guard(begun, deadline, steps)).await.is_err() {
                     steps.note("there was no time for more".to_owned());
                 }
                 Ok(Done::Stayed)
@@ -261,8 +252,8 @@ impl Stopper {
         self.asker.view().await
     }
 
-    /// Waits until nobody else is away, and until `earliest`, then hands leadership over.
-    async fn guard(&mut self, begun: Instant, earliest: Instant, deadline: Instant, steps: &mut Steps) {
+    /// Waits until nobody else is away, then hands leadership over.
+    async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
         let mut wait: Option<Wait> = None;
         // A second is kept for handing leadership over.
         let until = half(begun, deadline).min(deadline - ENDING * 2);
@@ -273,14 +264,7 @@ impl Stopper {
                 Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
             };
             seen.look(&view);
-            let Some(line) = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed()) else {
-                let now = Instant::now();
-                if now >= earliest.min(until) {
-                    break view;
-                }
-                sleep(LOOK.min(earliest - now)).await;
-                continue;
-            };
+            let Some(line) = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed()) else { break view };
             let wait = wait.get_or_insert_with(Wait::begin);
             wait.say("the stop waits", line);
             if Instant::now() >= until {
