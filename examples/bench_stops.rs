@@ -3,7 +3,8 @@
 //! `bench-stops.txt` in cargo's target folder, and ends with 1 when a bound is missed or an acknowledged write is lost.
 //!
 //! `make bench-cluster` builds the program and runs this after the formation. `CONVENE_BENCH_RUNS` sets the number of runs
-//! (rolling restarts twice as many, the usual pattern once).
+//! (rolling restarts twice as many, the usual pattern once), `CONVENE_BENCH_ONLY` takes the rows with these words alone
+//! (`convene, two Pods`).
 
 // It is test code in all but name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -111,7 +112,11 @@ fn main() -> ExitCode {
     let nodes = support::kubernetes::nodes().len();
     let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
     let mut all: Vec<(&'static str, Disturbance, Option<Bound>, Vec<Ran>)> = Vec::new();
-    for variant in variants(nodes).into_iter().filter(|variant| variant.name.contains(&only)) {
+    for mut variant in variants(nodes) {
+        variant.rows.retain(|(disturbance, _)| format!("{}, {}", variant.name, disturbance.name()).contains(&only));
+        if variant.rows.is_empty() {
+            continue;
+        }
         let namespace = Namespace::new("bench-stops");
         namespace.apply(&variant.source);
         namespace.formed(variant.count);

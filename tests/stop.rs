@@ -875,13 +875,20 @@ fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_i
 }
 
 #[test]
-fn of_all_that_stop_together_the_highest_goes_first_and_the_rest_when_it_answers_again() {
+fn nobody_waits_when_all_go() {
+    let scene = Scene::of(1, 3);
+    scene.our_pod_is_deleted();
+    for ordinal in [0, 2] {
+        scene.kubernetes.pod(ordinal, &deleted(running(ordinal, scene.ip(ordinal).into()), 600, 600));
+    }
+    scene.leave(&[], "600s").ends(0, &["nothing was to be done"]).never_says("waits");
+}
+
+#[test]
+fn of_two_of_three_that_stop_together_one_goes_after_the_other() {
     let mut scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
-    let going = |scene: &Scene, ordinal: u8| {
-        scene.kubernetes.pod(ordinal, &deleted(running(ordinal, scene.ip(ordinal).into()), 600, 600));
-    };
-    [0, 2].into_iter().for_each(|ordinal| going(&scene, ordinal));
+    scene.kubernetes.pod(2, &deleted(running(2, scene.ip(2).into()), 600, 600));
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
     scene.end(2);

@@ -31,10 +31,9 @@ impl Seen {
         self.going.extend(addresses(|voter| voter.terminating));
     }
 
-    /// All others were to stop while we wait, and one of them answers again.
-    fn one_of_all_is_back(&self, view: &View) -> bool {
-        view.others.iter().all(|voter| self.going.contains(&voter.address))
-            && view.others.iter().any(|voter| voter.answers && !voter.terminating)
+    /// Every other voter was seen to stop, as we do.
+    fn all_go(&self, view: &View) -> bool {
+        !view.others.is_empty() && view.others.iter().all(|voter| self.going.contains(&voter.address))
     }
 
     fn is_dead(&self, voter: &Voter) -> bool {
@@ -44,10 +43,10 @@ impl Seen {
 
 /// For whom to wait; `None`: nobody. `waited` is how long ago our TERM came.
 ///
-/// Of those that stop at once one goes after the other, so that no quorum is lost. Where all do, that would take long for what
-/// is to be restarted anyway: the first one goes alone, so that there is always one that answers, and the rest together.
+/// Of those that stop at once one goes after the other, so that no quorum is lost. Where all do nobody waits: it is back sooner,
+/// and that is what was asked for.
 pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duration) -> Option<String> {
-    if !view.we_vote() || seen.one_of_all_is_back(view) {
+    if !view.we_vote() || seen.all_go(view) {
         return None;
     }
     // It is lost already, with us and without.
@@ -153,16 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn of_all_that_stop_the_highest_goes_first_and_the_rest_together_when_it_answers_again() {
+    fn nobody_waits_when_all_go() {
         let all_go = || view(0, vec![voter(1).going(), voter(2).going()]);
-        assert!(looks(0, &[all_go()]).unwrap().contains("consul-server-1 stops too"));
-        let second_is = |second: Voter| view(0, vec![voter(1).going(), second]);
-        assert!(looks(0, &[all_go(), second_is(voter(2).going().away())]).is_some());
-        assert!(looks(0, &[all_go(), second_is(voter(2).away())]).is_some(), "a new Pod, without an agent yet");
-        let without_leader = Voter { answers: true, ..voter(2).away() };
-        assert_eq!(looks(0, &[all_go(), second_is(without_leader)]), None);
-        assert_eq!(looks(0, &[all_go(), second_is(voter(2))]), None);
-        assert_eq!(looks(2, &[view(2, vec![voter(0).going(), voter(1).going()])]), None, "nobody is higher");
+        assert_eq!(looks(0, &[all_go()]), None);
+        assert_eq!(looks(0, &[all_go(), view(0, vec![voter(1).going(), voter(2).away()])]), None);
+        let not_seen_yet = view(0, vec![voter(1).going(), voter(2)]);
+        assert!(looks(0, std::slice::from_ref(&not_seen_yet)).unwrap().contains("consul-server-1 stops too"));
+        assert_eq!(looks(0, &[not_seen_yet, all_go()]), None);
     }
 
     #[test]

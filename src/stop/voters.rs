@@ -43,8 +43,6 @@ pub struct Voter {
     pub ordinal: Option<u32>,
     /// Why it is away; `None`: it answers and follows the same leader.
     pub away: Option<String>,
-    /// Its agent answers, whichever leader it follows.
-    pub answers: bool,
     /// Its Pod is being deleted.
     pub terminating: bool,
     /// The revision of the StatefulSet that its Pod was made from.
@@ -67,28 +65,6 @@ impl View {
     /// How many voters there are, we among them when we are one.
     pub fn count(&self) -> usize {
         self.others.len() + usize::from(self.we_vote())
-    }
-}
-
-/// What a server answered.
-enum Heard {
-    /// It follows the leader that we know.
-    Follows,
-    /// It answers, and follows another one or none.
-    Differs(String),
-    /// Nothing, and why.
-    Nothing(String),
-}
-
-// === impl Heard ===
-
-impl Heard {
-    /// Why it cannot be counted on.
-    fn away(self) -> Option<String> {
-        match self {
-            Self::Follows => None,
-            Self::Differs(why) | Self::Nothing(why) => Some(why),
-        }
     }
 }
 
@@ -204,35 +180,34 @@ impl Asker {
 
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
-        let (heard, told) = tokio::join!(self.heard(address, leader), self.told(pod.as_deref()));
+        let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
             ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
-            answers: !matches!(heard, Heard::Nothing(_)),
-            away: heard.away(),
+            away,
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
             revision: told.and_then(|pod| pod.revision),
             pod,
         }
     }
 
-    /// What a server says of its leader.
-    async fn heard(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Heard {
+    /// Why a server cannot be counted on.
+    async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<String> {
         let asked = async {
             let mut open = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
             let agent = self.peers.at(address.ip()).map_err(|error| error.to_string())?;
             match agent.leader().await {
-                Ok(theirs) if theirs == leader => Ok(Heard::Follows),
-                Ok(Some(theirs)) => Ok(Heard::Differs(format!("it follows {theirs}"))),
-                Ok(None) => Ok(Heard::Differs("it knows no leader".to_owned())),
+                Ok(theirs) if theirs == leader => Ok(()),
+                Ok(Some(theirs)) => Err(format!("it follows {theirs}")),
+                Ok(None) => Err("it knows no leader".to_owned()),
                 Err(ApiError::Refused { .. }) if is_preparing(&mut open).await => Err("it is starting".to_owned()),
                 Err(error) => Err(error.to_string()),
             }
         };
         match timeout(ASKED, asked).await {
-            Ok(heard) => heard.unwrap_or_else(Heard::Nothing),
-            Err(_) => Heard::Nothing(format!("{address} is silent")),
+            Ok(answer) => answer.err(),
+            Err(_) => Some(format!("{address} is silent")),
         }
     }
 
@@ -266,7 +241,6 @@ pub(crate) mod tests {
             pod: Some(format!("consul-server-{ordinal}")),
             ordinal: Some(ordinal),
             away: None,
-            answers: true,
             terminating: false,
             revision: None,
         }
@@ -281,7 +255,7 @@ pub(crate) mod tests {
     impl Voter {
         /// One that does not answer.
         pub fn away(self) -> Self {
-            Self { away: Some("it does not answer".to_owned()), answers: false, ..self }
+            Self { away: Some("it does not answer".to_owned()), ..self }
         }
 
         /// One whose Pod is being deleted.
