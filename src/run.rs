@@ -41,8 +41,9 @@ const HEARD: Duration = Duration::from_secs(2);
 /// How long a stop may go on whose agent has ended by itself.
 const WITHOUT_AGENT: Duration = Duration::from_secs(5);
 
-/// And one whose agent ended as one that has left: a leader that was just elected now and then takes it out late, at the latest
-/// when it reconciles the next time (1.22.6: seen after 15 and after 60 s, `ReconcileInterval`).
+/// And one whose agent ended as one that has left: a leader to which gossip did not carry the leave takes it out when it sees the
+/// agent's end (1.22.6: seen after 15 s), and one that knows a member as leaving only when it reconciles the next time, since serf says
+/// nothing of what becomes of such a member (60 s, `ReconcileInterval`).
 const RECONCILED: Duration = Duration::from_secs(65);
 
 /// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but for one time
