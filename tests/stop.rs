@@ -215,6 +215,11 @@ impl Scene {
         self.agent(ordinal).always(Call::get(roots, Reply::Json(500, "Connect is disabled".to_owned())));
     }
 
+    /// Its Pod is being deleted.
+    fn goes(&self, ordinal: u8) {
+        self.kubernetes.pod(ordinal, &deleted(running(ordinal, self.ip(ordinal).into()), 600, 600));
+    }
+
     /// It is not there.
     fn end(&mut self, ordinal: u8) {
         self.agents.remove(&ordinal).unwrap().0.finish();
@@ -753,7 +758,7 @@ fn without_stable_addresses_servers_that_all_stop_at_once_leave_gossip_and_keep_
         scene.records(false);
         (0..3).for_each(|ordinal| scene.follows(ordinal, Some(lead)));
         scene.our_pod_is_deleted();
-        scene.kubernetes.pod(1, &deleted(running(1, scene.ip(1).into()), 600, 600));
+        scene.goes(1);
         scene.us().expect(Call::put(LEAVE, Reply::Nothing));
         scene
             .leave(&[], "600s")
@@ -864,7 +869,7 @@ fn a_raft_peer_without_a_vote_is_not_waited_for_and_waits_for_nobody() {
 fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_it_is_back() {
     let mut scene = Scene::of(3, 5);
     scene.our_pod_is_deleted();
-    scene.kubernetes.pod(4, &deleted(running(4, scene.ip(4).into()), 600, 600));
+    scene.goes(4);
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-4 stops too, and the higher ordinal goes first");
     scene.end(4);
@@ -879,7 +884,7 @@ fn nobody_waits_when_all_go() {
     let scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
     for ordinal in [0, 2] {
-        scene.kubernetes.pod(ordinal, &deleted(running(ordinal, scene.ip(ordinal).into()), 600, 600));
+        scene.goes(ordinal);
     }
     scene.leave(&[], "600s").ends(0, &["nothing was to be done"]).never_says("waits");
 }
@@ -888,7 +893,7 @@ fn nobody_waits_when_all_go() {
 fn of_two_of_three_that_stop_together_one_goes_after_the_other() {
     let mut scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
-    scene.kubernetes.pod(2, &deleted(running(2, scene.ip(2).into()), 600, 600));
+    scene.goes(2);
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
     scene.end(2);
@@ -902,7 +907,7 @@ fn of_two_of_three_that_stop_together_one_goes_after_the_other() {
 fn a_wait_in_vain_ends_at_half_of_the_grace_period() {
     let scene = Scene::of(3, 5);
     scene.our_pod_is_deleted();
-    scene.kubernetes.pod(4, &deleted(running(4, scene.ip(4).into()), 600, 600));
+    scene.goes(4);
     scene.leave(&[], "8s").ends(0, &["in vain because consul-server-4 stops too"]).never_says("no time");
 }
 

@@ -548,12 +548,12 @@ fn no_access(error: &(dyn std::error::Error + 'static)) -> KubeError {
 impl KubeError {
     /// The API knows us and does not let us: it will not change its mind while we wait.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Denied { .. })
+        matches!(self, Self::Denied { .. } | Self::Ending { .. })
     }
 
     /// It answers, and does not let us, whether it knows us or not.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Unknown { .. })
+        self.is_denied() || matches!(self, Self::Unknown { .. })
     }
 }
 

@@ -321,12 +321,13 @@ impl Stopper {
                     // One that comes back looks that nobody else is away, for as long as at any other restart. At another
                     // address a majority needs each other's votes to come back.
                     let waits = || guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed());
-                    let may_wait = returns && !guard::majority_goes(&view) && Instant::now() < half(begun, deadline);
+                    let together = returns && guard::majority_goes(&view);
+                    let may_wait = returns && !together && Instant::now() < half(begun, deadline);
                     let returning = if may_wait { waits() } else { None };
                     let higher = self.higher(&view, facts, begun).await;
                     let Some(line) = gates::shut(&view, &higher).or(returning) else {
                         wait.into_iter().for_each(|wait| steps.note(wait.tell()));
-                        if returns && guard::majority_goes(&view) {
+                        if together {
                             return self.leave_gossip(deadline, steps).await;
                         }
                         self.hand_over(&view, deadline, steps).await;
