@@ -4,6 +4,7 @@
 //! begins the stop: its course first, then one TERM to the agent, and KILL when the deadline is over. Every other
 //! signal is handed on. A stop that went as planned is 0, although Consul itself ends with 1.
 
+mod overlooked;
 pub mod pid1;
 pub mod rejoin;
 pub mod watch;
@@ -24,6 +25,7 @@ use crate::survey::dns::Dns;
 use crate::survey::{Memory, Surveyor};
 use crate::time::{self, SAY_EVERY};
 use nix::sys::signal::Signal;
+use overlooked::Overlooked;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use rejoin::Rejoin;
 use std::collections::BTreeSet;
@@ -50,6 +52,9 @@ const RECONCILED: Duration = Duration::from_secs(65);
 /// in some hundreds, when it shuts down its raft and goes on answering for ever; nothing on its disk minds a KILL.
 const HUNG: Duration = Duration::from_secs(10);
 
+/// How long the leave of a server may take that has no vote: Consul's drain, which a user may lengthen, and what gossip needs.
+const LEAVES: Duration = Duration::from_secs(20);
+
 /// How often the known servers are noted once a leader is known.
 const NOTE_EVERY: Duration = Duration::from_secs(30);
 
@@ -64,6 +69,15 @@ pub struct Task {
     pub binds: bool,
     /// Whether CMD is Consul, whose end takes no longer than it must.
     pub consul: bool,
+    /// Whether CMD ran before, under this convene.
+    pub again: bool,
+}
+
+/// That the agent is of no use any more as it is.
+struct Again {
+    why: String,
+    /// It leaves the cluster, and joins it at its next start.
+    leaves: bool,
 }
 
 /// What a CMD that cannot be started ends in.
@@ -99,7 +113,8 @@ pub async fn prepare_or_stop(signals: &mut Signals, node: &Node, how: How) -> Re
     }
 }
 
-/// Runs CMD to its end; gives the exit code. A client's agent that is of no use any more is started again.
+/// Runs CMD to its end; gives the exit code. An agent that is of no use any more is started again: a client's that lost its servers, and
+/// a server's that its leader does not take in.
 ///
 /// # Errors
 /// [`Failure`]: those of [`prepare`], and 71, 126 or 127 when CMD cannot be started.
@@ -107,7 +122,7 @@ pub async fn run(
     mut signals: Signals,
     node: &Node,
     stop: Stop,
-    task: Task,
+    mut task: Task,
     supervision: Supervision,
 ) -> Result<u8, Failure> {
     let mut node = node.clone();
@@ -118,6 +133,7 @@ pub async fn run(
         }
         // Only a start needs it.
         node.jitter = Duration::ZERO;
+        task.again = true;
     }
 }
 
@@ -157,7 +173,7 @@ async fn run_once(
     local.owner.namespace = local.owner.namespace.or_else(|| node.survey.namespace.clone());
     let mut stopper = Stopper::new(&local, node.role, agent.clone(), peers, prepared.volume.clone(), stop);
     stopper.started = Some(Instant::now());
-    supervise(supervisor, node, agent, stopper, prepared, task.consul).await
+    supervise(supervisor, node, agent, stopper, prepared, task).await
 }
 
 /// Watches beside an agent that somebody else started, until a signal ends it; gives the exit code.
@@ -181,11 +197,17 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
         Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
     surveyor.remember(record.memory());
     info!(role = %role, node = local.node_name, "watching beside the agent");
-    let mut beside = Beside::new(&local, &survey, role, agent, volume, surveyor);
+    let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
     let watching = async {
         loop {
-            // The liveness probe sees the same, and kubelet starts the agent again.
-            warn!("{}: its container must be started again", beside.watch(None).await);
+            match beside.watch(None).await {
+                // Then it ends, and kubelet starts it again.
+                Again { why, leaves: true } => {
+                    announce(&agent, &why).await;
+                }
+                // The liveness probe sees the same, and kubelet starts the agent again.
+                Again { why, leaves: false } => warn!("{why}: its container must be started again"),
+            }
             sleep(SAY_EVERY).await;
         }
     };
@@ -246,12 +268,13 @@ async fn supervise(
     agent: Agent,
     stopper: Stopper,
     prepared: Prepared,
-    consul: bool,
+    task: &Task,
 ) -> Result<Over, Failure> {
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
     let (begun, on) = (SystemTime::now(), volume.clone());
-    let mut beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor);
-    let mut watching: Pin<Box<dyn Future<Output = String>>> = Box::pin(async move { beside.watch(waiting).await });
+    let overlooked = if task.again { Overlooked::told_before() } else { Overlooked::default() };
+    let mut beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
+    let mut watching: Pin<Box<dyn Future<Output = Again>>> = Box::pin(async move { beside.watch(waiting).await });
     let mut stopping: Option<Stopping> = None;
     // A client leaves at a TERM, and so does a server that was ordered to; another one would abort that.
     let leaves_at_term = node.role == Role::Client || stopper.order == Some(Leave::Signal);
@@ -285,18 +308,20 @@ async fn supervise(
                 let signal = course.signal;
                 if let Some(stopping) = &mut stopping {
                     stopping.follow(course, &mut events);
-                    if consul && !leaves_at_term {
+                    if task.consul && !leaves_at_term {
                         stopping.hurry();
                     }
                 }
                 // The one signal that the agent gets.
                 supervisor.forward(signal);
             },
-            why = &mut watching => {
+            again = &mut watching => {
                 watching = Box::pin(std::future::pending());
-                stopping = Some(start_again(&why));
-                // It is to stay in the cluster, and at TERM it would leave.
-                supervisor.forward(Signal::SIGINT);
+                if !again.leaves {
+                    // It is to stay in the cluster, and at TERM it would leave.
+                    supervisor.forward(Signal::SIGINT);
+                }
+                stopping = Some(start_again(&agent, again));
             },
             () = still_answers(&agent), if may_repeat => {
                 info!("the agent goes on, since a TERM that comes while it starts is lost: TERM again");
@@ -316,10 +341,38 @@ async fn supervise(
 }
 
 /// Ends an agent that is of no use any more.
-fn start_again(why: &str) -> Stopping {
-    warn!("{why}: the agent is ended, and started again");
+fn start_again(agent: &Agent, Again { why, leaves }: Again) -> Stopping {
     let now = Instant::now();
-    Stopping { deadline: now + HUNG, course: None, failed: None, ending: Some(now), killed: false, again: true }
+    if !leaves {
+        warn!("{why}: the agent is ended, and started again");
+        return Stopping {
+            deadline: now + HUNG,
+            course: None,
+            failed: None,
+            ending: Some(now),
+            killed: false,
+            again: true,
+        };
+    }
+    let (agent, deadline) = (agent.clone(), now + LEAVES + HUNG);
+    let course: Pin<Box<dyn Future<Output = Course>>> = Box::pin(async move {
+        let message = announce(&agent, &why).await;
+        let event = Some(Event { reason: "Overlooked", warning: false, message });
+        Course { deadline, done: Ok(()), event, signal: Signal::SIGINT }
+    });
+    Stopping { deadline, course: Some(course), failed: None, ending: None, killed: false, again: true }
+}
+
+/// Has a server that its leader overlooks leave, so that its next start tells of it; gives what was done.
+async fn announce(agent: &Agent, why: &str) -> String {
+    let message = format!("{why}: it leaves, and joins anew");
+    warn!("{message}");
+    let Err(error) = agent.leave(LEAVES).await else { return message };
+    warn!(
+        "it could not leave, and is taken in when the leader reconciles the next time, within a minute: {}",
+        chain(&error)
+    );
+    format!("{message} (it could not leave: {error})")
 }
 
 /// Begins the stop.
@@ -359,24 +412,29 @@ async fn over(stopping: &mut Option<Stopping>) -> Course {
 // === impl Beside ===
 
 impl Beside {
-    fn new(local: &Local, survey: &Survey, role: Role, agent: Agent, volume: Volume, surveyor: Surveyor) -> Self {
+    fn new(
+        local: &Local,
+        survey: &Survey,
+        role: Role,
+        agent: Agent,
+        volume: Volume,
+        surveyor: Surveyor,
+        overlooked: Overlooked,
+    ) -> Self {
         match role {
             Role::Server => {
                 let claims = claims(local, survey, surveyor.kube());
-                Self::Server(Box::new(Watch::new(local, agent, volume, surveyor, claims)))
+                Self::Server(Box::new(Watch::new(local, agent, volume, surveyor, claims, overlooked)))
             }
             Role::Client => Self::Client(Box::new(Rejoin::new(local, agent, volume, surveyor))),
         }
     }
 
-    /// For as long as it is polled, or until the agent must be started again, and why; a server's never must.
-    async fn watch(&mut self, waiting: Option<Held>) -> String {
+    /// For as long as it is polled, or until the agent must be started again.
+    async fn watch(&mut self, waiting: Option<Held>) -> Again {
         match self {
-            Self::Server(watch) => {
-                watch.watch(waiting).await;
-                std::future::pending().await
-            }
-            Self::Client(rejoin) => rejoin.watch(waiting).await,
+            Self::Server(watch) => Again { why: watch.watch(waiting).await, leaves: true },
+            Self::Client(rejoin) => Again { why: rejoin.watch(waiting).await, leaves: false },
         }
     }
 }

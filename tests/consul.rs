@@ -642,3 +642,65 @@ fn a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate
     assert!(say(1).contains("formed: leader"), "{}", say(1));
     assert!(say(2).contains("CertificateRequired"), "{}", say(2));
 }
+
+/// Two servers that lead without the third, and a client that told them that it has left before they meet it again: a leader of Consul's
+/// passes over the join of such a server (1.22.6).
+fn two_that_will_overlook_the_third(test: &str) -> Option<Cluster> {
+    let consul = needs_consul(test)?;
+    let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 3).and_clients(1);
+    cluster.publish_all();
+    cluster.start_all(&["--leave=always"]);
+    cluster.wait_formed(&ALL);
+    let (others, client) = ([0, 1], 3);
+    cluster.start_client(client, &[]);
+    cluster.wait_for("a client", || cluster.leader(client).is_some());
+    cluster.signal(2, Signal::SIGTERM);
+    assert_eq!(cluster.wait(2).code(), Some(0), "{}", cluster.log(2));
+    cluster.wait_for("its leave at the client", || cluster.member(client, 2) == Some(3));
+    others.into_iter().for_each(|other| cluster.kill(other));
+    others.into_iter().for_each(|other| cluster.start(other, &[]));
+    let join = format!("/v1/agent/join/{}", cluster.ip(client));
+    for other in others {
+        cluster.wait_for("what the client knows", || cluster.put(other, &join, "") == Some(200));
+    }
+    let led = |other: u8| cluster.leader(other).is_some() && cluster.peers(other).len() == 2;
+    cluster.wait_for("a leader of two", || others.into_iter().all(led));
+    assert_eq!(others.map(|other| cluster.member(other, 2)), [None, None], "they have not met it");
+    Some(cluster)
+}
+
+const ANEW: &str = "is alive in the member list and does not take this server in: it leaves, and joins anew";
+
+#[test]
+fn a_server_that_its_leader_overlooks_leaves_and_joins_anew() {
+    let Some(mut cluster) =
+        two_that_will_overlook_the_third("a_server_that_its_leader_overlooks_leaves_and_joins_anew")
+    else {
+        return;
+    };
+    cluster.start(2, &[]);
+    cluster.wait_for("its place", || cluster.log(2).contains(ANEW) && cluster.peers(0).len() == 3);
+    cluster.wait_for("the record", || record(&cluster, 2)["formed"] == true);
+    assert_eq!(cluster.log(2).matches(ANEW).count(), 1, "once");
+    // Its own stop is no part of that.
+    cluster.signal(2, Signal::SIGTERM);
+    assert_eq!(cluster.wait(2).code(), Some(0));
+}
+
+#[test]
+fn beside_a_watch_an_overlooked_server_joins_anew_when_its_container_is_started_again() {
+    let name = "beside_a_watch_an_overlooked_server_joins_anew_when_its_container_is_started_again";
+    let Some(mut cluster) = two_that_will_overlook_the_third(name) else { return };
+    start_by_init(&mut cluster, 2);
+    let mut watch = cluster.surveying(2, &["watch", "--role=server", "--expect=3"]);
+    let mut watch = Beside(watch.stderr(Stdio::piped()).spawn().unwrap());
+    // As kubelet does.
+    assert_eq!(cluster.wait(2).code(), Some(0), "{}", cluster.log(2));
+    start_agent(&mut cluster, 2);
+    cluster.wait_for("its place", || cluster.peers(0).len() == 3);
+    cluster.wait_for("the record", || record(&cluster, 2)["formed"] == true);
+    kill(Pid::from_raw(watch.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut watch.0.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains(ANEW), "{said}");
+}

@@ -5,8 +5,10 @@
 //! cluster has not formed it looks for servers and joins them through the agent, so that a name that appears late costs no
 //! wait for Consul's own retry. Strangers are not joined; one whose gossip key differs only Consul can tell, and it is named when
 //! Consul refuses it. Once a leader knows us it writes "formed" and, from then on, the servers and the cluster that are known.
-//! Never ends, never stops the agent; every failure is a log line.
+//! Never stops the agent: [`Watch::watch`] ends with the reason when the agent must leave and be started again. Every other failure is a
+//! log line.
 
+use super::overlooked::Overlooked;
 use super::{NOTE_EVERY, note_servers};
 use crate::api::consul::{Agent, ApiError, Member};
 use crate::api::kube::StatefulSet;
@@ -59,6 +61,7 @@ pub struct Watch {
     claimed: bool,
     /// It was said that this server's agent holds services.
     warned: bool,
+    overlooked: Overlooked,
 }
 
 /// Why a good token is refused. Tried on 1.22.6: a server looks tokens up in its own raft data, and one that is in no cluster has
@@ -78,7 +81,14 @@ struct Joined {
 
 impl Watch {
     /// Prepares to watch.
-    pub fn new(local: &Local, agent: Agent, volume: Volume, surveyor: Surveyor, claims: Option<Claims>) -> Self {
+    pub fn new(
+        local: &Local,
+        agent: Agent,
+        volume: Volume,
+        surveyor: Surveyor,
+        claims: Option<Claims>,
+        overlooked: Overlooked,
+    ) -> Self {
         let claimed = claims.is_none();
         let formation = Formation::new(local, agent.clone(), surveyor.peers().clone(), volume.clone(), claims);
         Self {
@@ -93,29 +103,34 @@ impl Watch {
             formation,
             claimed,
             warned: false,
+            overlooked,
         }
     }
 
-    /// Watches for as long as it is polled. `waiting` is let go of once the agent's API answers.
-    pub async fn watch(&mut self, waiting: Option<Held>) {
+    /// Watches for as long as it is polled, or until the agent must leave and be started again, and why. `waiting` is let go of once
+    /// the agent's API answers.
+    pub async fn watch(&mut self, waiting: Option<Held>) -> String {
         let begun = Instant::now();
         let mut said = begun;
         self.until_it_answers(begun).await;
         drop(waiting);
         while !self.formed(begun).await {
-            let survey = self.join_the_late().await;
+            let (survey, alive) = self.join_the_late().await;
             self.reap_joins();
+            if let Some(leader) = self.overlooked.look(&survey, &alive, &self.own, Instant::now()) {
+                return format!("leader {leader} is alive in the member list and does not take this server in");
+            }
             if said.elapsed() >= SAY_EVERY {
                 said = Instant::now();
                 self.say(&survey, begun.elapsed()).await;
             }
             tokio::time::sleep(pause(begun.elapsed())).await;
         }
-        self.after_formation().await;
+        self.after_formation().await
     }
 
     /// Notes who is there, and says what is seen while there is no leader.
-    async fn after_formation(&mut self) {
+    async fn after_formation(&mut self) -> ! {
         let mut noted: Option<Instant> = None;
         let mut led = Instant::now();
         loop {
@@ -235,14 +250,14 @@ impl Watch {
         );
     }
 
-    /// Looks, and joins who answers as a server and is not alive in the member list.
-    async fn join_the_late(&mut self) -> Survey {
+    /// Looks, and joins who answers as a server and is not alive in the member list; gives who is alive there.
+    async fn join_the_late(&mut self) -> (Survey, BTreeSet<IpAddr>) {
         let survey = self.surveyor.survey().await;
         let members = match self.agent.servers().await {
             Ok(members) => members,
             // What the join itself is answered is told.
             Err(error) if error.is_denied() => Vec::new(),
-            Err(_) => return survey,
+            Err(_) => return (survey, BTreeSet::new()),
         };
         let alive: BTreeSet<IpAddr> =
             members.iter().filter(|member| member.is_alive()).filter_map(|member| member.addr.parse().ok()).collect();
@@ -256,7 +271,7 @@ impl Watch {
                 Joined { server, address, answer }
             });
         }
-        survey
+        (survey, alive)
     }
 
     fn late(&self, survey: &Survey, alive: &BTreeSet<IpAddr>) -> Vec<(String, Target)> {
