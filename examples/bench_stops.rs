@@ -4,7 +4,8 @@
 //!
 //! `make bench-cluster` builds the program and runs this after the formation. `CONVENE_BENCH_RUNS` sets the number of runs
 //! (rolling restarts twice as many, the usual pattern once), `CONVENE_BENCH_ONLY` takes the rows with these words alone
-//! (`convene, two Pods`).
+//! (`convene, two Pods`), and `CONVENE_BENCH_NEIGHBOURS=yes` puts another Pod on each machine, as anybody's cluster has: beside one, nobody
+//! answers for the address of a Pod that is gone.
 
 // It is test code in all but name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -12,6 +13,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -118,6 +120,9 @@ fn main() -> ExitCode {
             continue;
         }
         let namespace = Namespace::new("bench-stops");
+        if std::env::var_os("CONVENE_BENCH_NEIGHBOURS").is_some() {
+            settle_neighbours(&namespace);
+        }
         namespace.apply(&variant.source);
         namespace.formed(variant.count);
         for (disturbance, bound) in &variant.rows {
@@ -141,6 +146,39 @@ fn main() -> ExitCode {
     print!("{table}");
     std::fs::write(given.target.join("bench-stops.txt"), table).unwrap();
     if met { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A Pod on each machine that does next to nothing.
+fn settle_neighbours(namespace: &Namespace) {
+    let labels = json!({"app": "neighbour"});
+    let image = &namespace.images().consul;
+    let context = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+    let container = json!({
+        "name": "neighbour",
+        "image": format!("{}:{}", image.0, image.1),
+        "args": ["agent", "-data-dir=/consul/data"],
+        "securityContext": context,
+        "volumeMounts": [{"name": "data", "mountPath": "/consul/data"}],
+    });
+    namespace.create_object(&json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "neighbour", "namespace": namespace.name()},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "securityContext": {"runAsNonRoot": true, "runAsUser": 100, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [container],
+                    "volumes": [{"name": "data", "emptyDir": {}}],
+                },
+            },
+        },
+    }));
+    let nodes = support::kubernetes::nodes().len();
+    namespace.wait_for("a Pod on each machine", || namespace.all_ready("app=neighbour", nodes));
 }
 
 /// One run, from the order until all is well again.

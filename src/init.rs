@@ -141,6 +141,11 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume.write(&node.config_out, render(&node, &start, how).as_bytes()).map_err(|error| volume_failure(&error))?;
     volume.note_not_joined(None);
+    // Beside a leader nobody waits for this server's vote. After an init container the agent is started late enough by itself.
+    let leads = survey.others.iter().any(|other| other.verdict.reported().is_some_and(|seen| seen.leader.is_some()));
+    if how.supervised && node.survey.stable && leads {
+        own::reached(&node.local).await;
+    }
     info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
     Ok((node, volume, surveyor, told_waiting, agent_lock))
 }

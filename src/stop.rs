@@ -12,6 +12,7 @@ pub mod leave;
 pub mod look;
 pub mod steps;
 pub mod voters;
+pub mod withdraw;
 
 use std::time::Duration;
 use tokio::time::Instant;

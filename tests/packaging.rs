@@ -239,7 +239,9 @@ fn every_server_of_deploy_has_a_service_of_its_own_that_answers_before_it_is_rea
             let name = format!("consul-server-{ordinal}");
             let service = services.split("\n---\n").find(|one| one.contains(&format!("\n  name: {name}\n"))).unwrap();
             assert!(
-                service.contains(&format!("selector: {{statefulset.kubernetes.io/pod-name: {name}}}")),
+                service.contains(&format!(
+                    "selector: {{statefulset.kubernetes.io/pod-name: {name}, convene.dev/reachable: \"true\"}}"
+                )),
                 "{service}"
             );
             assert!(
@@ -276,6 +278,7 @@ fn the_role_that_a_refusal_names_is_there_and_grants_nothing_but_what_is_asked()
         rules,
         [
             "- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}",
+            "- {apiGroups: [\"\"], resources: [pods], verbs: [patch], resourceNames: [consul-server-0, consul-server-1, consul-server-2]}",
             "- {apiGroups: [apps], resources: [statefulsets], verbs: [get]}",
             "- {apiGroups: [\"\"], resources: [services], verbs: [get]}",
             "- {apiGroups: [\"\"], resources: [configmaps], verbs: [get, create, update]}",

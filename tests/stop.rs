@@ -880,13 +880,18 @@ fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_i
 }
 
 #[test]
-fn nobody_waits_when_all_go() {
-    let scene = Scene::of(1, 3);
+fn of_all_that_stop_together_one_goes_after_the_other_too() {
+    let mut scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
-    for ordinal in [0, 2] {
-        scene.goes(ordinal);
-    }
-    scene.leave(&[], "600s").ends(0, &["nothing was to be done"]).never_says("waits");
+    scene.goes(0);
+    scene.goes(2);
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
+    scene.end(2);
+    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
+    hook.says("the stop waits: consul-server-2 is away");
+    scene.start(2);
+    hook.ended().ends(0, &["restart"]).never_says("in vain");
 }
 
 #[test]
@@ -909,6 +914,107 @@ fn a_wait_in_vain_ends_at_half_of_the_grace_period() {
     scene.our_pod_is_deleted();
     scene.goes(4);
     scene.leave(&[], "8s").ends(0, &["in vain because consul-server-4 stops too"]).never_says("no time");
+}
+
+// === the own Service ===
+
+/// A Pod that its own Service finds by the label.
+fn labelled(mut pod: Value) -> Value {
+    pod["metadata"]["labels"]["convene.dev/reachable"] = json!("true");
+    pod
+}
+
+impl Scene {
+    /// Our Pod, found by its Service by the label, is being deleted; it may be changed.
+    fn our_labelled_pod_is_deleted(&self) {
+        self.our_pod(&labelled(deleted(self.pod(), 600, 600)));
+        let path = format!("{PODS}/{}", pod_name(self.us));
+        let changed = Call::patch(&path, Reply::ok("{}"));
+        self.kubernetes.api.always(changed.with_header("content-type", "application/merge-patch+json"));
+    }
+
+    /// What our Pod's label was made, each time.
+    fn labels_given(&self) -> Vec<Value> {
+        let requests = self.kubernetes.api.requests();
+        let patches = requests.iter().filter(|request| request.method == "PATCH");
+        let bodies = patches.map(|request| serde_json::from_str::<Value>(&request.body).unwrap());
+        bodies
+            .inspect(|body| assert_eq!(body["metadata"]["uid"], uid(self.us), "and of no other Pod of that name"))
+            .map(|body| body["metadata"]["labels"]["convene.dev/reachable"].clone())
+            .collect()
+    }
+
+    fn wait_for_labels(&self, given: &[Value], hook: &Running) {
+        wait_until("a changed label", || (self.labels_given() == given).then_some(()), || hook.log());
+    }
+
+    /// kube-proxy has heard of it: nobody is reached there.
+    fn our_service_leads_nowhere(&mut self) {
+        let elsewhere = OpenPort::at(&self.block.at(self.us + 2, 8399));
+        self.agents.get_mut(&self.us).unwrap().1 = elsewhere;
+    }
+
+    fn our_service_leads_here(&mut self) {
+        let here = OpenPort::at(&self.block.at(self.us + 2, 8300));
+        self.agents.get_mut(&self.us).unwrap().1 = here;
+    }
+}
+
+#[test]
+fn a_restart_takes_its_pod_out_of_its_service_and_ends_when_that_refuses() {
+    let mut scene = Scene::new(3);
+    scene.our_labelled_pod_is_deleted();
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[Value::Null], &hook);
+    scene.our_service_leads_nowhere();
+    hook.ended().ends(0, &["its Service leads nowhere after"]).never_says("waits");
+    assert_eq!(scene.labels_given(), [Value::Null], "and its Pod is gone next");
+}
+
+#[test]
+fn who_may_not_change_its_pod_names_the_right_and_stops_all_the_same() {
+    let scene = Scene::new(3);
+    scene.our_labelled_pod_is_deleted();
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+    let path = format!("{PODS}/{}", pod_name(scene.us));
+    scene.kubernetes.api.always(Call::patch(&path, Reply::Json(403, status.to_string())));
+    scene.leave(&[], "600s").ends(0, &["patch pods", "nothing was to be done"]);
+}
+
+#[test]
+fn a_pod_that_is_not_deleted_or_has_no_such_label_or_no_stable_address_is_not_changed() {
+    let without_label = Scene::new(3);
+    without_label.our_pod_is_deleted();
+    let not_deleted = Scene::new(3);
+    not_deleted.our_pod(&labelled(not_deleted.pod()));
+    for scene in [without_label, not_deleted] {
+        scene.leave(&[], "600s").ends(0, &[]);
+        assert_eq!(scene.labels_given(), [] as [Value; 0]);
+    }
+    let at_its_pods_address = Scene::new(3);
+    at_its_pods_address.records(false);
+    at_its_pods_address.our_labelled_pod_is_deleted();
+    at_its_pods_address.takes_a_leave();
+    at_its_pods_address.leave(&[], "600s").ends(0, &["left in"]);
+    assert_eq!(at_its_pods_address.labels_given(), [] as [Value; 0]);
+}
+
+#[test]
+fn of_two_that_withdraw_at_one_moment_one_goes_back_and_waits_for_the_other() {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[Value::Null], &hook);
+    // A lower ordinal, of whose stop nothing was to be seen before; it may have gone by now.
+    scene.goes(0);
+    scene.our_service_leads_nowhere();
+    scene.wait_for_labels(&[Value::Null, json!("true")], &hook);
+    scene.our_service_leads_here();
+    hook.says("the stop waits: consul-server-0 is about to stop");
+    scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
+    scene.wait_for_labels(&[Value::Null, json!("true"), Value::Null], &hook);
+    scene.our_service_leads_nowhere();
+    hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
 }
 
 // === leadership ===

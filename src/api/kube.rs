@@ -15,10 +15,10 @@ use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
 use kube::core::Status;
-use kube::core::params::{GetParams, ListParams, PostParams};
+use kube::core::params::{GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, Config};
 use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -42,6 +42,8 @@ pub const LEAVE: &str = "convene.dev/leave";
 /// The annotation by which a person keeps a Pod's agent from starting: any value but `false`, which lets it start whatever else
 /// holds it.
 pub const HOLD: &str = "convene.dev/hold";
+/// The label by which a server's own Service finds its Pod, besides the Pod's name: without it the Service leads nowhere.
+pub const REACHABLE: &str = "convene.dev/reachable";
 
 /// How the API is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,6 +178,8 @@ pub struct Pod {
     pub phase: String,
     /// The revision of its StatefulSet that it was made from.
     pub revision: Option<String>,
+    /// It has the label [`REACHABLE`].
+    pub reachable: bool,
 }
 
 // === impl Pod ===
@@ -256,6 +260,8 @@ struct Asking<'a> {
 
 /// How it is asked.
 enum Call {
+    /// JSON Merge Patch (RFC 7396).
+    Merge(Value),
     Get,
     List(ListParams),
     /// Without what else the objects hold.
@@ -379,6 +385,17 @@ impl Kube {
         }
     }
 
+    /// Gives a Pod the label [`REACHABLE`], or takes it away, if it still is the one of this UID.
+    ///
+    /// # Errors
+    /// [`KubeError`].
+    pub async fn set_reachable(&self, namespace: &str, pod: &str, uid: &str, reachable: bool) -> Result<(), KubeError> {
+        let asking = Asking { verb: "patch", resource: "pods", group: "", namespace: Some(namespace), which: pod };
+        let label = reachable.then_some("true");
+        let change = json!({"metadata": {"uid": uid, "labels": {REACHABLE: label}}});
+        self.ask(asking, &Call::Merge(change)).await.map(|_: IgnoredAny| ())
+    }
+
     /// Writes an Event on a Pod, which `kubectl describe pod` shows.
     ///
     /// # Errors
@@ -457,6 +474,7 @@ impl Kube {
             Call::List(params) => request.list(params),
             Call::ListNames(params) => request.list_metadata(params),
             Call::Replace(body) => request.replace(asking.which, &PostParams::default(), body.clone()),
+            Call::Merge(change) => request.patch(asking.which, &PatchParams::default(), &Patch::Merge(change)),
             Call::Create(body) => request.create(&PostParams::default(), body.clone()),
             Call::TryCreate(body) => {
                 request.create(&PostParams { dry_run: true, ..PostParams::default() }, body.clone())

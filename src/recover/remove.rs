@@ -188,6 +188,7 @@ async fn look(world: &World, who: &str) -> Result<Case, RecoverError> {
         seat: seat.clone(),
         addresses,
         pods: BTreeMap::new(),
+        labelled: false,
     };
     asker.learn().await;
     let view = asker.view().await.map_err(failed)?;

@@ -10,6 +10,7 @@ use super::leave::{LeaveError, Leaver, leave, leave_gossip, stopping};
 use super::look::{CALL, Looker};
 use super::steps::{Steps, Wait};
 use super::voters::{Asker, View};
+use super::withdraw::{restore, withdraw};
 use super::{AFTER_HOOK, ENDING, RESERVE, gates, guard};
 use crate::api::consul::{Agent, ApiError, Peers};
 use crate::api::kube::{Event, Kube, Timestamp};
@@ -19,13 +20,13 @@ use crate::settings::{Leave, Local, Role, Stop};
 use crate::time;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 /// How often a wait looks again.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 /// What kubelet, a machine that shuts down or an eviction gives without saying so.
 const CONTAINER: Duration = Duration::from_secs(10);
 /// With less than this a leave, or a wait for another server, does not fit.
@@ -42,8 +43,8 @@ pub struct Stopper {
     pub looker: Looker,
     /// The volume.
     pub volume: Volume,
-    /// Whether the address outlives the Pod.
-    pub stable: bool,
+    /// Where our server port is reached, if that address outlives the Pod.
+    pub stable: Option<SocketAddr>,
     /// What was ordered by a flag.
     pub order: Option<Leave>,
     /// The Pod's grace period.
@@ -97,11 +98,15 @@ impl Stopper {
                 seat: local.seat.clone(),
                 addresses: addresses.clone(),
                 pods: BTreeMap::new(),
+                labelled: false,
             },
             leaver: Leaver { agent, peers, node: local.node_name.clone(), addresses, role },
             looker: Looker::new(kube, local.owner.clone(), local.pod_uid.clone(), local.seat.clone()),
             volume,
-            stable: record.is_some_and(|record| record.stable),
+            stable: record
+                .filter(|record| record.stable)
+                .and_then(|record| record.advertise)
+                .map(|address| SocketAddr::new(address, local.peer.server)),
             order: stop.leave,
             grace: stop.grace,
             started: None,
@@ -174,7 +179,7 @@ impl Stopper {
         if self.leaver.role == Role::Client {
             return self.act_as_client(deadline, known, steps).await;
         }
-        match known.cause.action(self.stable) {
+        match known.cause.action(self.stable.is_some()) {
             Action::Leave { gated: false } => self.leave(deadline, steps).await,
             Action::Leave { gated: true } => self.leave_gated(begun, deadline, facts, known, steps).await,
             Action::AtOnce | Action::Stay { returns: false } => Ok(Done::Stayed),
@@ -252,31 +257,47 @@ impl Stopper {
         self.asker.view().await
     }
 
-    /// Waits until nobody else is away, then hands leadership over.
+    /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service.
     async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
+        self.asker.labelled = self.stable.is_some() && self.looker.is_labelled();
         let mut wait: Option<Wait> = None;
         // A second is kept for handing leadership over.
         let until = half(begun, deadline).min(deadline - ENDING * 2);
         let mut seen = guard::Seen::default();
-        let view = loop {
+        loop {
             let view = match self.see().await {
                 Ok(view) => view,
                 Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
             };
             seen.look(&view);
-            let Some(line) = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed()) else { break view };
-            let wait = wait.get_or_insert_with(Wait::begin);
-            wait.say("the stop waits", line);
-            if Instant::now() >= until {
-                wait.in_vain = true;
-                break view;
+            let line = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed());
+            let late = Instant::now() >= until;
+            if let Some(line) = line {
+                let wait = wait.get_or_insert_with(Wait::begin);
+                wait.say("the stop waits", line);
+                wait.in_vain = late;
+                if !late {
+                    sleep(LOOK).await;
+                    continue;
+                }
             }
-            sleep(LOOK).await;
-        };
+            self.hand_over(&view, deadline, steps).await;
+            let Some(server) = self.stable else { break };
+            let withdrawn = withdraw(&self.looker, server, steps).await;
+            // Another one may have done so at this moment, or may be told to stop since: only one of us goes.
+            if !withdrawn || late || !self.another_goes().await {
+                break;
+            }
+            restore(&self.looker).await;
+        }
         if let Some(wait) = wait {
             steps.note(wait.tell());
         }
-        self.hand_over(&view, deadline, steps).await;
+    }
+
+    /// Whether another server has withdrawn from its Service, as we have.
+    async fn another_goes(&mut self) -> bool {
+        self.see().await.is_ok_and(|view| view.others.iter().any(|voter| voter.withdrawn))
     }
 
     async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {

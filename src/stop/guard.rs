@@ -4,20 +4,21 @@
 //! wait is the caller's: at most half of the grace period.
 
 use super::voters::{View, Voter};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How long a server is waited for that was away already when our TERM came.
 pub const DEAD: Duration = Duration::from_secs(5);
 
+/// And one whose Pod was being deleted: it is back by then, or its machine is lost, which keeps a Pod so for ever.
+const GOING: Duration = Duration::from_secs(20);
+
 /// What was seen of the others since our TERM came.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Those that were away already at the first look.
-    dead: Option<BTreeSet<SocketAddr>>,
-    /// Those whose Pods were being deleted at any look.
-    going: BTreeSet<SocketAddr>,
+    /// Those that were away already at the first look, and how long each is waited for.
+    dead: Option<BTreeMap<SocketAddr, Duration>>,
 }
 
 // === impl Seen ===
@@ -25,29 +26,27 @@ pub struct Seen {
 impl Seen {
     /// Looks once more.
     pub fn look(&mut self, view: &View) {
-        let addresses =
-            |which: fn(&Voter) -> bool| view.others.iter().filter(move |voter| which(voter)).map(|voter| voter.address);
-        self.dead.get_or_insert_with(|| addresses(|voter| !voter.is_healthy()).collect());
-        self.going.extend(addresses(|voter| voter.terminating));
+        let away = view.others.iter().filter(|voter| !voter.is_healthy());
+        let patience = |voter: &Voter| if voter.terminating { GOING } else { DEAD };
+        self.dead.get_or_insert_with(|| away.map(|voter| (voter.address, patience(voter))).collect());
     }
 
-    /// Every other voter was seen to stop, as we do.
-    fn all_go(&self, view: &View) -> bool {
-        !view.others.is_empty() && view.others.iter().all(|voter| self.going.contains(&voter.address))
-    }
-
-    fn is_dead(&self, voter: &Voter) -> bool {
-        self.dead.as_ref().is_some_and(|dead| dead.contains(&voter.address))
+    fn is_dead(&self, voter: &Voter, waited: Duration) -> bool {
+        self.dead.as_ref().and_then(|dead| dead.get(&voter.address)).is_some_and(|patience| waited >= *patience)
     }
 }
 
 /// For whom to wait; `None`: nobody. `waited` is how long ago our TERM came.
 ///
-/// Of those that stop at once one goes after the other, so that no quorum is lost. Where all do nobody waits: it is back sooner,
-/// and that is what was asked for.
+/// Of those that stop at once one goes after the other, so that no quorum is lost, although all of them go: first who has withdrawn
+/// from its Service, then the higher ordinal.
 pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duration) -> Option<String> {
-    if !view.we_vote() || seen.all_go(view) {
+    if !view.we_vote() {
         return None;
+    }
+    let waits = |voter: &&Voter| !seen.is_dead(voter, waited);
+    if let Some(voter) = view.others.iter().filter(waits).find(|voter| voter.withdrawn) {
+        return Some(format!("{} is about to stop", voter.name()));
     }
     // It is lost already, with us and without.
     if (view.others.iter().filter(|voter| voter.is_healthy()).count() + 1) * 2 <= view.count() {
@@ -57,10 +56,10 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duratio
     if let Some(voter) = higher {
         return Some(format!("{} stops too, and the higher ordinal goes first", voter.name()));
     }
-    view.others.iter().find_map(|voter| {
-        let why = voter.away.as_ref()?;
-        (!seen.is_dead(voter) || waited < DEAD).then(|| format!("{} is away ({why})", voter.name()))
-    })
+    view.others
+        .iter()
+        .filter(waits)
+        .find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
 /// Whether a majority of the voters stops at once: others do, and we too.
@@ -90,8 +89,8 @@ mod tests {
     const NOW: Duration = Duration::ZERO;
 
     fn waits(view: &View, dead: &[u32], waited: Duration) -> Option<String> {
-        let dead = Some(dead.iter().map(|ordinal| at(*ordinal)).collect());
-        waits_for(view, Some(1), &Seen { dead, ..Seen::default() }, waited)
+        let dead = Some(dead.iter().map(|ordinal| (at(*ordinal), DEAD)).collect());
+        waits_for(view, Some(1), &Seen { dead }, waited)
     }
 
     /// What the ordinal waits for at the last of several looks.
@@ -152,13 +151,31 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_when_all_go() {
-        let all_go = || view(0, vec![voter(1).going(), voter(2).going()]);
-        assert_eq!(looks(0, &[all_go()]), None);
-        assert_eq!(looks(0, &[all_go(), view(0, vec![voter(1).going(), voter(2).away()])]), None);
-        let not_seen_yet = view(0, vec![voter(1).going(), voter(2)]);
-        assert!(looks(0, std::slice::from_ref(&not_seen_yet)).unwrap().contains("consul-server-1 stops too"));
-        assert_eq!(looks(0, &[not_seen_yet, all_go()]), None);
+    fn of_all_one_goes_after_the_other() {
+        let all_go = |us: u32, others: [u32; 2]| view(us, others.map(|n| voter(n).going()).to_vec());
+        assert_eq!(looks(2, &[all_go(2, [0, 1])]), None);
+        assert!(looks(1, &[all_go(1, [0, 2])]).unwrap().contains("consul-server-2 stops too"));
+        assert!(looks(0, &[all_go(0, [1, 2])]).unwrap().contains("consul-server-1 stops too"));
+        let first_is_away = view(1, vec![voter(0).going(), voter(2).going().away()]);
+        assert!(looks(1, &[first_is_away]).unwrap().contains("consul-server-2 is away"));
+        let first_is_back = view(1, vec![voter(0).going(), voter(2)]);
+        assert_eq!(looks(1, std::slice::from_ref(&first_is_back)), None);
+    }
+
+    #[test]
+    fn who_has_withdrawn_goes_before_a_higher_ordinal() {
+        let lowest_goes = |us: u32, other: u32| view(us, vec![voter(0).withdrawn(), voter(other).going()]);
+        for (us, other) in [(1, 2), (2, 1)] {
+            assert!(looks(us, &[lowest_goes(us, other)]).unwrap().contains("consul-server-0 is about to stop"));
+        }
+        // Its Service refuses for everybody, and it was no dead one before.
+        let gone = || view(2, vec![voter(0).withdrawn().away(), voter(1)]);
+        let starting = || view(2, vec![voter(0).away(), voter(1)]);
+        let mut seen = Seen::default();
+        seen.look(&gone());
+        assert!(waits_for(&gone(), Some(2), &seen, DEAD).is_some());
+        assert!(waits_for(&starting(), Some(2), &seen, DEAD).unwrap().contains("consul-server-0 is away"));
+        assert_eq!(waits_for(&gone(), Some(2), &seen, GOING), None, "its machine is lost");
     }
 
     #[test]

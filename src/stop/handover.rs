@@ -28,7 +28,10 @@ pub enum HandedOver {
 /// Who is to lead. `revision` is that of our own Pod, which is the old one in a rollout: the StatefulSet's status tells the new
 /// one only after the first Pod was deleted. `indices` are how far each one's log reaches.
 pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Option<&'a Voter> {
-    let able = || view.others.iter().filter(|voter| voter.is_healthy() && !voter.terminating);
+    let healthy = || view.others.iter().filter(|voter| voter.is_healthy());
+    // Where all are being deleted it goes after us.
+    let all_go = healthy().all(|voter| voter.terminating);
+    let able = || healthy().filter(|voter| all_go || !voter.terminating);
     let is_new =
         |voter: &Voter| revision.is_some() && voter.revision.is_some() && voter.revision.as_deref() != revision;
     let lowest = |voter: &&Voter| (voter.ordinal.is_none(), voter.ordinal, voter.address);
@@ -140,7 +143,14 @@ mod tests {
 
     #[test]
     fn nobody_leads_who_is_away_or_about_to_go() {
-        assert_eq!(next(vec![of(0, "old").going(), of(1, "new").away()], &[]), None);
+        assert_eq!(next(vec![of(0, "old").going(), of(1, "old"), of(2, "new").away()], &[]), Some(1));
+        assert_eq!(next(vec![of(0, "old").away(), of(1, "new").away()], &[]), None);
+    }
+
+    #[test]
+    fn where_all_are_about_to_go_the_lowest_ordinal_leads_since_it_goes_last() {
+        assert_eq!(next(vec![of(1, "old").going(), of(0, "old").going()], &[]), Some(0));
+        assert_eq!(next(vec![of(0, "old").going(), of(1, "new").away()], &[]), Some(0));
     }
 
     #[test]

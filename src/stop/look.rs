@@ -27,8 +27,8 @@ pub struct Looker {
     pub uid: Option<String>,
     /// Our place in the StatefulSet.
     pub seat: Option<Seat>,
-    /// The revision that our own Pod was made from, as it was read last.
-    revision: Option<String>,
+    /// Our own Pod, as it was read last.
+    pod: Option<Pod>,
 }
 
 // === impl Looker ===
@@ -36,12 +36,25 @@ pub struct Looker {
 impl Looker {
     /// Prepares to ask.
     pub fn new(kube: Option<(Kube, String)>, owner: Owner, uid: Option<String>, seat: Option<Seat>) -> Self {
-        Self { kube, owner, uid, seat, revision: None }
+        Self { kube, owner, uid, seat, pod: None }
     }
 
     /// The revision that our own Pod was made from, as the last look found it.
     pub fn revision(&self) -> Option<&str> {
-        self.revision.as_deref()
+        self.pod.as_ref()?.revision.as_deref()
+    }
+
+    /// Whether our own Service finds our Pod by the label that a stop takes away.
+    pub fn is_labelled(&self) -> bool {
+        self.pod.as_ref().is_some_and(|pod| pod.reachable)
+    }
+
+    /// Takes our own Pod out of its Service, or puts it there again. `None`: no Service finds it by the label for that, or it is not
+    /// being deleted.
+    pub async fn set_reachable(&self, reachable: bool) -> Option<Result<(), KubeError>> {
+        let (kube, namespace) = self.kube.as_ref()?;
+        let pod = self.pod.as_ref().filter(|pod| pod.reachable && pod.is_terminating())?;
+        Some(kube.set_reachable(namespace, &pod.name, &pod.uid, reachable).await)
     }
 
     /// Asks for both at once. `order` is what a flag says; an annotation on the Pod says more, since it is nearer.
@@ -61,7 +74,7 @@ impl Looker {
             }
         };
         let (pod, told) = tokio::join!(kube.pod(namespace, &self.owner.pod), set);
-        self.revision = pod.as_ref().ok().and_then(Option::as_ref).and_then(|pod| pod.revision.clone());
+        self.pod = pod.as_ref().ok().cloned().flatten();
         let set = set_of(told, volume);
         let facts = |own| Facts { order, own, set: set.clone(), grace: None, ordinal };
         match pod {

@@ -20,8 +20,12 @@ use uuid::Uuid;
 
 /// How long the own ClusterIP may take to lead to us: endpoints are programmed some seconds after the Pod has its address.
 const HAIRPIN: Duration = Duration::from_secs(10);
+/// How long a start waits until it reaches itself: kube-proxy makes one change a second.
+const PROGRAMMED: Duration = Duration::from_secs(1);
 /// How long DNS may go on giving the address of a Service that was deleted: CoreDNS caches for 30 s.
 const STALE: Duration = Duration::from_secs(45);
+/// How soon the own address is dialled again.
+const DIAL_AGAIN: Duration = Duration::from_millis(25);
 /// How often the address is asked for again meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -92,6 +96,14 @@ pub async fn find(
         }
         warn!("{why}; the Pod's own address is advertised");
         return Ok(None);
+    }
+}
+
+/// Waits for a moment until we reach ourselves at the address that we advertise. An agent that does not when it starts pauses for a second
+/// (1.22.6, raft-autopilot's first look at all servers), whatever comes meanwhile.
+pub async fn reached(local: &Local) {
+    if let Some(ip) = local.advertise {
+        hairpin(ip, local.peer.server, PROGRAMMED).await;
     }
 }
 
@@ -267,7 +279,7 @@ async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
             if timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
                 return true;
             }
-            sleep(Duration::from_millis(100)).await;
+            sleep(DIAL_AGAIN).await;
         }
         false
     };

@@ -68,7 +68,8 @@ fn an_expect_that_is_changed_before_the_second_start_keeps_nobody_from_forming(t
     namespace.apply(&source.clone().setting("CONVENE_EXPECT", "3"));
     for ordinal in 0..2 {
         namespace.line(&server(ordinal), folder.decides, &["decided: ", "\"expect\":3"]);
-        namespace.wait_for("an agent", || namespace.node_id(&server(ordinal)).is_some());
+        // Who it is, it would not say before there is a cluster that knows a token.
+        namespace.wait_for("an agent", || namespace.ask(&server(ordinal), "/v1/status/leader").is_some());
     }
     five_services(&namespace);
     let five = patch("StatefulSet", "consul-server", json!({"spec": {"replicas": 5}}));

@@ -92,6 +92,11 @@ impl Call {
         Self { method: "POST".to_owned(), ..Self::get(target, reply) }
     }
 
+    /// A PATCH.
+    pub fn patch(target: &str, reply: Reply) -> Self {
+        Self { method: "PATCH".to_owned(), ..Self::get(target, reply) }
+    }
+
     /// Only with this header and value.
     pub fn with_header(self, name: &str, value: &str) -> Self {
         Self { header: Some((name.to_owned(), value.to_owned())), ..self }

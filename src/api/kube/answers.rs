@@ -233,6 +233,7 @@ impl From<Pod> for super::Pod {
             again,
             phase: raw.status.phase,
             revision: raw.metadata.labels.get(REVISION).cloned(),
+            reachable: raw.metadata.labels.contains_key(super::REACHABLE),
         }
     }
 }

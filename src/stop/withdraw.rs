@@ -1,0 +1,60 @@
+//! Takes a server that stops out of its own Service, before it is gone there.
+//!
+//! Between a Pod's end and kube-proxy's next change a Service leads to an address that nobody has. The leader dials it at once, and
+//! where nobody on that machine says so it hears nothing for Consul's 10 s (1.22.6: no setting shortens it), while the server is back
+//! after four. A Service that leads nowhere refuses at once, and Raft tries again.
+//!
+//! Takes the label away by which the Service finds the Pod, then waits until a dial of the own address is refused. What is connected
+//! stays so: kube-proxy cuts no connection. Only for a Pod that is being deleted: its successor has the label again.
+
+use super::look::Looker;
+use super::steps::Steps;
+use crate::exit::chain;
+use crate::time;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+/// kube-proxy makes at most one change a second (`minSyncPeriod`); where it is slower the stop does not wait for it.
+const CHANGED: Duration = Duration::from_secs(2);
+/// How often the address is dialled.
+const DIAL: Duration = Duration::from_millis(50);
+/// A dial that takes longer is none that is refused.
+const REFUSED: Duration = Duration::from_millis(250);
+
+/// Has the Service of our Pod lead nowhere; `server` is our server port behind it. False: it was not asked for, or may not be.
+pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) -> bool {
+    let begun = Instant::now();
+    match looker.set_reachable(false).await {
+        None => return false,
+        Some(Err(error)) => {
+            info!("{}: the others may hear later of this server's return", chain(&error));
+            return false;
+        }
+        Some(Ok(())) => {}
+    }
+    while begun.elapsed() < CHANGED {
+        if is_refused(server).await {
+            steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
+            return true;
+        }
+        sleep(DIAL).await;
+    }
+    info!("the own Service still leads here after {}", time::text(CHANGED));
+    true
+}
+
+/// Has it lead to us again, since it is not our turn.
+pub async fn restore(looker: &Looker) {
+    if let Some(Err(error)) = looker.set_reachable(true).await {
+        warn!("the own Service leads nowhere while the stop waits: {}", chain(&error));
+    }
+}
+
+async fn is_refused(server: SocketAddr) -> bool {
+    let dialled = timeout(REFUSED, TcpStream::connect(server)).await;
+    matches!(dialled, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+}
