@@ -285,19 +285,19 @@ impl Stopper {
             let Some(server) = self.stable else { break };
             let withdrawn = withdraw(&self.looker, server, steps).await;
             // Another one may have done so at this moment, or may be told to stop since: only one of us goes.
-            if !withdrawn || late || !self.another_goes().await {
+            if !withdrawn || late {
                 break;
             }
-            restore(&self.looker).await;
+            match self.see().await {
+                Ok(view) if guard::about_to_stop(&view, &seen, begun.elapsed()).is_some() => {
+                    restore(&self.looker).await;
+                }
+                _ => break,
+            }
         }
         if let Some(wait) = wait {
             steps.note(wait.tell());
         }
-    }
-
-    /// Whether another server has withdrawn from its Service, as we have.
-    async fn another_goes(&mut self) -> bool {
-        self.see().await.is_ok_and(|view| view.others.iter().any(|voter| voter.withdrawn))
     }
 
     async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {

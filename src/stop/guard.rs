@@ -45,7 +45,7 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duratio
         return None;
     }
     let waits = |voter: &&Voter| !seen.is_dead(voter, waited);
-    if let Some(voter) = view.others.iter().filter(waits).find(|voter| voter.withdrawn) {
+    if let Some(voter) = about_to_stop(view, seen, waited) {
         return Some(format!("{} is about to stop", voter.name()));
     }
     // It is lost already, with us and without.
@@ -60,6 +60,11 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duratio
         .iter()
         .filter(waits)
         .find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
+}
+
+/// Who has withdrawn from its Service, and is not away for so long that its machine is lost.
+pub fn about_to_stop<'a>(view: &'a View, seen: &Seen, waited: Duration) -> Option<&'a Voter> {
+    view.others.iter().find(|voter| voter.withdrawn && !seen.is_dead(voter, waited))
 }
 
 /// Whether a majority of the voters stops at once: others do, and we too.
@@ -176,6 +181,8 @@ mod tests {
         assert!(waits_for(&gone(), Some(2), &seen, DEAD).is_some());
         assert!(waits_for(&starting(), Some(2), &seen, DEAD).unwrap().contains("consul-server-0 is away"));
         assert_eq!(waits_for(&gone(), Some(2), &seen, GOING), None, "its machine is lost");
+        assert!(about_to_stop(&gone(), &seen, DEAD).is_some());
+        assert_eq!(about_to_stop(&gone(), &seen, GOING), None, "and nobody goes back for it");
     }
 
     #[test]
