@@ -19,10 +19,10 @@ use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::figures::{self, sorted};
-use support::kubernetes::Given;
 use support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
 use support::kubernetes::source::Source;
 use support::kubernetes::watcher::{Seen, while_watched};
+use support::kubernetes::{Given, nodes, restricted};
 
 /// Of each disturbance, when nobody says otherwise.
 const RUNS: usize = 5;
@@ -111,7 +111,7 @@ fn variants(nodes: usize) -> Vec<Variant> {
 fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
-    let nodes = support::kubernetes::nodes().len();
+    let nodes = nodes().len();
     let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
     let mut all: Vec<(&'static str, Disturbance, Option<Bound>, Vec<Ran>)> = Vec::new();
     for mut variant in variants(nodes) {
@@ -152,14 +152,7 @@ fn main() -> ExitCode {
 fn settle_neighbours(namespace: &Namespace) {
     let labels = json!({"app": "neighbour"});
     let image = &namespace.images().consul;
-    let context = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
-    let container = json!({
-        "name": "neighbour",
-        "image": format!("{}:{}", image.0, image.1),
-        "args": ["agent", "-data-dir=/consul/data"],
-        "securityContext": context,
-        "volumeMounts": [{"name": "data", "mountPath": "/consul/data"}],
-    });
+    let (pod, container) = restricted();
     namespace.create_object(&json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -170,14 +163,18 @@ fn settle_neighbours(namespace: &Namespace) {
                 "metadata": {"labels": labels},
                 "spec": {
                     "automountServiceAccountToken": false,
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 100, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "containers": [container],
-                    "volumes": [{"name": "data", "emptyDir": {}}],
+                    "securityContext": pod,
+                    "containers": [{
+                        "name": "neighbour",
+                        "image": format!("{}:{}", image.0, image.1),
+                        "args": ["agent"],
+                        "securityContext": container,
+                    }],
                 },
             },
         },
     }));
-    let nodes = support::kubernetes::nodes().len();
+    let nodes = nodes().len();
     namespace.wait_for("a Pod on each machine", || namespace.all_ready("app=neighbour", nodes));
 }
 

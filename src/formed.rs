@@ -37,7 +37,7 @@ impl Formation {
     /// Prepares to note.
     pub fn new(local: &Local, agent: Agent, peers: Peers, volume: Volume, claims: Option<Claims>) -> Self {
         let addresses = local.own_addresses.iter().copied().collect();
-        let asker = Asker { agent, peers, kube: None, seat: None, addresses, pods: BTreeMap::new(), labelled: false };
+        let asker = Asker { agent, peers, kube: None, seat: None, addresses, pods: BTreeMap::new() };
         Self { asker, advertise: local.advertise, volume, claims, owner: local.owner.clone() }
     }
 

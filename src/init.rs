@@ -19,6 +19,7 @@ use crate::record::{Holding, Record, RecordError, VERSION, Volume};
 use crate::render::{How, render};
 use crate::settings::gossip::GossipKey;
 use crate::settings::{Adopt, DEFAULT_DATACENTER, Local, Node, Role, Seat, Survey as Settings};
+use crate::survey::agents::Verdict;
 use crate::survey::dns::Dns;
 use crate::survey::statefulset::Shape;
 use crate::survey::{Memory, Other, Survey, Surveyor, own};
@@ -142,7 +143,7 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     volume.write(&node.config_out, render(&node, &start, how).as_bytes()).map_err(|error| volume_failure(&error))?;
     volume.note_not_joined(None);
     // Beside a leader nobody waits for this server's vote. After an init container the agent is started late enough by itself.
-    let leads = survey.others.iter().any(|other| other.verdict.reported().is_some_and(|seen| seen.leader.is_some()));
+    let leads = survey.others.iter().any(|other| other.verdict.leader().is_some());
     if how.supervised && node.survey.stable && leads {
         own::reached(&node.local).await;
     }
@@ -152,8 +153,7 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
 
 /// A recovery that was broken off is void once the others have a leader: a peers.json that stayed would make a second cluster.
 fn void_recovery(volume: &Volume, survey: &Survey) -> Result<(), Failure> {
-    let reports = survey.others.iter().flat_map(|other| other.reports.values());
-    let leader = reports.filter_map(|verdict| verdict.reported()?.leader).next();
+    let leader = survey.others.iter().flat_map(|other| other.reports.values()).find_map(Verdict::leader);
     if let Some(leader) = leader
         && volume.void_peers().map_err(|error| volume_failure(&error))?
     {

@@ -345,22 +345,15 @@ fn start_again(agent: &Agent, Again { why, leaves }: Again) -> Stopping {
     let now = Instant::now();
     if !leaves {
         warn!("{why}: the agent is ended, and started again");
-        return Stopping {
-            deadline: now + HUNG,
-            course: None,
-            failed: None,
-            ending: Some(now),
-            killed: false,
-            again: true,
-        };
+        return Stopping { ending: Some(now), again: true, ..Stopping::new(now + HUNG, None) };
     }
     let (agent, deadline) = (agent.clone(), now + LEAVES + HUNG);
-    let course: Pin<Box<dyn Future<Output = Course>>> = Box::pin(async move {
+    let course = Box::pin(async move {
         let message = announce(&agent, &why).await;
         let event = Some(Event { reason: "Overlooked", warning: false, message });
         Course { deadline, done: Ok(()), event, signal: Signal::SIGINT }
     });
-    Stopping { deadline, course: Some(course), failed: None, ending: None, killed: false, again: true }
+    Stopping { again: true, ..Stopping::new(deadline, Some(course)) }
 }
 
 /// Has a server that its leader overlooks leave, so that its next start tells of it; gives what was done.
@@ -380,14 +373,7 @@ fn begin(stopper: Stopper) -> Stopping {
     let begun = Instant::now();
     info!(grace_s = stopper.grace.as_secs(), "TERM: stopping");
     let deadline = deadline(begun, stopper.grace);
-    Stopping {
-        deadline,
-        course: Some(Box::pin(stopper.stop(begun))),
-        failed: None,
-        ending: None,
-        killed: false,
-        again: false,
-    }
+    Stopping::new(deadline, Some(Box::pin(stopper.stop(begun))))
 }
 
 /// Ends when the agent answers long after it was told to end. Consul takes a TERM from the moment on when its API begins to
@@ -442,6 +428,10 @@ impl Beside {
 // === impl Stopping ===
 
 impl Stopping {
+    fn new(deadline: Instant, course: Option<Pin<Box<dyn Future<Output = Course>>>>) -> Self {
+        Self { deadline, course, failed: None, ending: None, killed: false, again: false }
+    }
+
     /// How long what is done now may take. A course ends in time by itself.
     fn until(&self) -> Instant {
         if self.course.is_some() { self.deadline - ENDING / 2 } else { self.deadline }

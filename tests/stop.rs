@@ -74,8 +74,7 @@ impl Kubernetes {
     }
 
     fn says(&self, path: &str, status: u16) {
-        let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": status});
-        self.api.always(Call::get(path, Reply::Json(status, body.to_string())));
+        self.api.always(Call::get(path, failure(status)));
     }
 
     fn pod(&self, ordinal: u8, pod: &Value) {
@@ -113,6 +112,12 @@ impl Kubernetes {
             .filter(|(reason, _)| ["Stopping", "Left", "NotLeft"].contains(&reason.as_str()))
             .collect()
     }
+}
+
+/// What the API server says instead of an answer.
+fn failure(status: u16) -> Reply {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "code": status});
+    Reply::Json(status, body.to_string())
 }
 
 fn running(ordinal: u8, ip: IpAddr) -> Value {
@@ -880,25 +885,17 @@ fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_i
 }
 
 #[test]
-fn of_all_that_stop_together_one_goes_after_the_other_too() {
-    let mut scene = Scene::of(1, 3);
-    scene.our_pod_is_deleted();
-    scene.goes(0);
-    scene.goes(2);
-    let hook = scene.start_leave(&[], "600s");
-    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
-    scene.end(2);
-    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
-    hook.says("the stop waits: consul-server-2 is away");
-    scene.start(2);
-    hook.ended().ends(0, &["restart"]).never_says("in vain");
+fn of_two_of_three_or_of_all_that_stop_together_one_goes_after_the_other() {
+    the_middle_one_waits_for_the_highest(&[2]);
+    the_middle_one_waits_for_the_highest(&[0, 2]);
 }
 
-#[test]
-fn of_two_of_three_that_stop_together_one_goes_after_the_other() {
+/// These stop beside it.
+#[track_caller]
+fn the_middle_one_waits_for_the_highest(going: &[u8]) {
     let mut scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
-    scene.goes(2);
+    going.iter().for_each(|ordinal| scene.goes(*ordinal));
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
     scene.end(2);
@@ -948,15 +945,18 @@ impl Scene {
         wait_until("a changed label", || (self.labels_given() == given).then_some(()), || hook.log());
     }
 
-    /// kube-proxy has heard of it: nobody is reached there.
+    /// kube-proxy has heard of it: nobody is reached at the server port.
     fn our_service_leads_nowhere(&mut self) {
-        let elsewhere = OpenPort::at(&self.block.at(self.us + 2, 8399));
-        self.agents.get_mut(&self.us).unwrap().1 = elsewhere;
+        self.listen_at(8399);
     }
 
     fn our_service_leads_here(&mut self) {
-        let here = OpenPort::at(&self.block.at(self.us + 2, 8300));
-        self.agents.get_mut(&self.us).unwrap().1 = here;
+        self.listen_at(8300);
+    }
+
+    fn listen_at(&mut self, port: u16) {
+        let port = OpenPort::at(&self.block.at(self.us + 2, port));
+        self.agents.get_mut(&self.us).unwrap().1 = port;
     }
 }
 
@@ -975,9 +975,8 @@ fn a_restart_takes_its_pod_out_of_its_service_and_ends_when_that_refuses() {
 fn who_may_not_change_its_pod_names_the_right_and_stops_all_the_same() {
     let scene = Scene::new(3);
     scene.our_labelled_pod_is_deleted();
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
     let path = format!("{PODS}/{}", pod_name(scene.us));
-    scene.kubernetes.api.always(Call::patch(&path, Reply::Json(403, status.to_string())));
+    scene.kubernetes.api.always(Call::patch(&path, failure(403)));
     scene.leave(&[], "600s").ends(0, &["patch pods", "nothing was to be done"]);
 }
 

@@ -188,7 +188,6 @@ async fn look(world: &World, who: &str) -> Result<Case, RecoverError> {
         seat: seat.clone(),
         addresses,
         pods: BTreeMap::new(),
-        labelled: false,
     };
     asker.learn().await;
     let view = asker.view().await.map_err(failed)?;

@@ -236,7 +236,7 @@ impl Rejoin {
             .iter()
             .filter_map(|other| {
                 let ip = other.joined_at().into_iter().find(|ip| answers(other, ip))?;
-                let leads = other.verdict.reported().is_some_and(|reported| reported.leader.is_some());
+                let leads = other.verdict.leader().is_some();
                 Some(Found {
                     server: other.name.clone(),
                     ip,

@@ -98,7 +98,6 @@ impl Stopper {
                 seat: local.seat.clone(),
                 addresses: addresses.clone(),
                 pods: BTreeMap::new(),
-                labelled: false,
             },
             leaver: Leaver { agent, peers, node: local.node_name.clone(), addresses, role },
             looker: Looker::new(kube, local.owner.clone(), local.pod_uid.clone(), local.seat.clone()),
@@ -259,11 +258,11 @@ impl Stopper {
 
     /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service.
     async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
-        self.asker.labelled = self.stable.is_some() && self.looker.is_labelled();
         let mut wait: Option<Wait> = None;
         // A second is kept for handing leadership over.
         let until = half(begun, deadline).min(deadline - ENDING * 2);
-        let mut seen = guard::Seen::default();
+        let labelled = self.stable.is_some() && self.looker.is_labelled();
+        let mut seen = guard::Seen::of(labelled);
         loop {
             let view = match self.see().await {
                 Ok(view) => view,

@@ -17,6 +17,8 @@ const GOING: Duration = Duration::from_secs(20);
 /// What was seen of the others since our TERM came.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// Our own Pod has the label that a stop takes away, and so theirs have it until they are about to stop.
+    labelled: bool,
     /// Those that were away already at the first look, and how long each is waited for.
     dead: Option<BTreeMap<SocketAddr, Duration>>,
 }
@@ -24,6 +26,11 @@ pub struct Seen {
 // === impl Seen ===
 
 impl Seen {
+    /// Nothing yet, by a server whose own Pod has the label or not.
+    pub fn of(labelled: bool) -> Self {
+        Self { labelled, dead: None }
+    }
+
     /// Looks once more.
     pub fn look(&mut self, view: &View) {
         let away = view.others.iter().filter(|voter| !voter.is_healthy());
@@ -44,7 +51,6 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duratio
     if !view.we_vote() {
         return None;
     }
-    let waits = |voter: &&Voter| !seen.is_dead(voter, waited);
     if let Some(voter) = about_to_stop(view, seen, waited) {
         return Some(format!("{} is about to stop", voter.name()));
     }
@@ -58,13 +64,13 @@ pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duratio
     }
     view.others
         .iter()
-        .filter(waits)
+        .filter(|voter| !seen.is_dead(voter, waited))
         .find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
 /// Who has withdrawn from its Service, and is not away for so long that its machine is lost.
 pub fn about_to_stop<'a>(view: &'a View, seen: &Seen, waited: Duration) -> Option<&'a Voter> {
-    view.others.iter().find(|voter| voter.withdrawn && !seen.is_dead(voter, waited))
+    view.others.iter().find(|voter| seen.labelled && voter.withdrawn && !seen.is_dead(voter, waited))
 }
 
 /// Whether a majority of the voters stops at once: others do, and we too.
@@ -95,12 +101,12 @@ mod tests {
 
     fn waits(view: &View, dead: &[u32], waited: Duration) -> Option<String> {
         let dead = Some(dead.iter().map(|ordinal| (at(*ordinal), DEAD)).collect());
-        waits_for(view, Some(1), &Seen { dead }, waited)
+        waits_for(view, Some(1), &Seen { labelled: true, dead }, waited)
     }
 
     /// What the ordinal waits for at the last of several looks.
     fn looks(ordinal: u32, looks: &[View]) -> Option<String> {
-        let mut seen = Seen::default();
+        let mut seen = Seen::of(true);
         looks.iter().for_each(|view| seen.look(view));
         waits_for(looks.last().unwrap(), Some(ordinal), &seen, NOW)
     }
@@ -164,7 +170,7 @@ mod tests {
         let first_is_away = view(1, vec![voter(0).going(), voter(2).going().away()]);
         assert!(looks(1, &[first_is_away]).unwrap().contains("consul-server-2 is away"));
         let first_is_back = view(1, vec![voter(0).going(), voter(2)]);
-        assert_eq!(looks(1, std::slice::from_ref(&first_is_back)), None);
+        assert_eq!(looks(1, &[first_is_back]), None);
     }
 
     #[test]
@@ -176,7 +182,7 @@ mod tests {
         // Its Service refuses for everybody, and it was no dead one before.
         let gone = || view(2, vec![voter(0).withdrawn().away(), voter(1)]);
         let starting = || view(2, vec![voter(0).away(), voter(1)]);
-        let mut seen = Seen::default();
+        let mut seen = Seen::of(true);
         seen.look(&gone());
         assert!(waits_for(&gone(), Some(2), &seen, DEAD).is_some());
         assert!(waits_for(&starting(), Some(2), &seen, DEAD).unwrap().contains("consul-server-0 is away"));

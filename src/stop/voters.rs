@@ -45,7 +45,7 @@ pub struct Voter {
     pub away: Option<String>,
     /// Its Pod is being deleted.
     pub terminating: bool,
-    /// It has taken its Pod out of its own Service: it is about to go, or has just gone.
+    /// And has not, or no more, the label by which a Service finds it.
     pub withdrawn: bool,
     /// The revision of the StatefulSet that its Pod was made from.
     pub revision: Option<String>,
@@ -99,8 +99,6 @@ pub struct Asker {
     pub addresses: BTreeSet<IpAddr>,
     /// The other servers' Pods by their address, as far as they are known.
     pub pods: BTreeMap<IpAddr, String>,
-    /// Our own Pod has the label by which a stop is seen early, so theirs have it too.
-    pub labelled: bool,
 }
 
 // === impl Asker ===
@@ -191,7 +189,7 @@ impl Asker {
             ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
             away,
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
-            withdrawn: self.labelled && told.as_ref().is_some_and(|pod| pod.is_terminating() && !pod.reachable),
+            withdrawn: told.as_ref().is_some_and(|pod| pod.is_terminating() && !pod.reachable),
             revision: told.and_then(|pod| pod.revision),
             pod,
         }

@@ -86,6 +86,11 @@ impl Verdict {
         }
     }
 
+    /// The leader that it knows.
+    pub fn leader(&self) -> Option<SocketAddr> {
+        self.reported()?.leader
+    }
+
     /// Of two addresses of one server the one that says more counts; silence says more than a refusal, since it may hide anything.
     pub fn or_better(self, other: Self) -> Self {
         let rank = |verdict: &Self| match verdict {

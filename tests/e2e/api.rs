@@ -2,6 +2,7 @@
 
 use crate::servers;
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, server};
+use crate::support::kubernetes::restricted;
 use crate::support::kubernetes::source::{Source, json_patch, patch};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -105,18 +106,19 @@ fn an_application_of_another_namespace_finds_the_servers_by_their_label_with_a_r
     let labels = "app.kubernetes.io/name=consul,app.kubernetes.io/component=server";
     let source = format!("--discover=provider=k8s label_selector=\"{labels}\" namespace={}", namespace.name());
     let image = &namespace.images().convene;
+    let (pod, container) = restricted();
     namespace.create_object(&namespace.secured().asking(json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "app", "namespace": beside},
         "spec": {
             "restartPolicy": "Never",
-            "securityContext": {"runAsNonRoot": true, "runAsUser": 100, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": pod,
             "containers": [{
                 "name": "app",
                 "image": format!("{}:{}", image.0, image.1),
                 "args": ["discover", source, "--format=netaddrs"],
-                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                "securityContext": container,
             }],
         },
     })));

@@ -1,19 +1,12 @@
 //! Who lives beside the servers: clients, and applications of other namespaces.
 
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, server};
+use crate::support::kubernetes::restricted;
 use crate::support::kubernetes::source::json_patch;
 use crate::{anywhere, servers};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-/// What the restricted Pod Security level asks for, with the user of both images.
-fn restricted() -> (Value, Value) {
-    (
-        json!({"runAsNonRoot": true, "runAsUser": 100, "runAsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}),
-        json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}),
-    )
-}
 
 fn addresses(text: &str) -> BTreeSet<IpAddr> {
     text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{line:?} is no address"))).collect()

@@ -14,6 +14,7 @@ pub mod source;
 pub mod turn;
 pub mod watcher;
 
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -101,11 +102,19 @@ pub fn nodes() -> Vec<String> {
 /// Of Kubernetes and Consul, for the head of a table.
 pub fn versions() -> String {
     let kubernetes = run(&mut kubectl(["version", "-o", "json"])).unwrap_or_else(|why| panic!("{why}"));
-    let kubernetes: serde_json::Value = serde_json::from_str(&kubernetes).unwrap();
+    let kubernetes: Value = serde_json::from_str(&kubernetes).unwrap();
     let consul = super::consul::find().unwrap();
     let consul = run(Command::new(consul).arg("version")).unwrap_or_else(|why| panic!("{why}"));
     let kubernetes = kubernetes["serverVersion"]["gitVersion"].as_str().unwrap_or("?");
     format!("Kubernetes {kubernetes}, {}", consul.lines().next().unwrap_or("Consul ?"))
+}
+
+/// The security contexts of a Pod and of its container that the restricted Pod Security level asks for, with the user of both images.
+pub fn restricted() -> (Value, Value) {
+    (
+        json!({"runAsNonRoot": true, "runAsUser": 100, "runAsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}),
+        json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}),
+    )
 }
 
 /// The repository's own folder.
