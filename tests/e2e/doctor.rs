@@ -131,7 +131,7 @@ fn all_wrong() -> Source {
             "consul-server",
             json!([replace("/spec/maxUnavailable", json!(2)), remove("/spec/unhealthyPodEvictionPolicy")]),
         ))
-        .with(json_patch("Role", "consul-server", json!([remove("/rules/3"), remove("/rules/0")])))
+        .with(json_patch("Role", "consul-server", json!([remove("/rules/4"), remove("/rules/0")])))
 }
 
 #[test]
