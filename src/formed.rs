@@ -14,7 +14,6 @@ use crate::record::Volume;
 use crate::settings::{Local, Owner, Role};
 use crate::stop::voters::Asker;
 use crate::time;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -37,7 +36,7 @@ impl Formation {
     /// Prepares to note.
     pub fn new(local: &Local, agent: Agent, peers: Peers, volume: Volume, claims: Option<Claims>) -> Self {
         let addresses = local.own_addresses.iter().copied().collect();
-        let asker = Asker { agent, peers, kube: None, seat: None, addresses, pods: BTreeMap::new() };
+        let asker = Asker::new(agent, peers, None, None, addresses);
         Self { asker, advertise: local.advertise, volume, claims, owner: local.owner.clone() }
     }
 

@@ -881,7 +881,7 @@ fn of_two_that_stop_together_the_higher_one_goes_first_and_is_waited_for_until_i
     scene.kubernetes.no_pod(4);
     hook.says("the stop waits: consul-server-4 is away");
     scene.start(4);
-    hook.ended().ends(0, &["because consul-server-4 is away"]).never_says("in vain");
+    hook.ended().ends(0, &["waited"]).never_says("in vain");
 }
 
 #[test]
@@ -925,23 +925,41 @@ impl Scene {
     /// Our Pod, found by its Service by the label, is being deleted; it may be changed.
     fn our_labelled_pod_is_deleted(&self) {
         self.our_pod(&labelled(deleted(self.pod(), 600, 600)));
-        let path = format!("{PODS}/{}", pod_name(self.us));
-        let changed = Call::patch(&path, Reply::ok("{}"));
+        self.our_label_can_be_changed();
+    }
+
+    fn our_label_can_be_changed(&self) {
+        self.our_label_is_changed(Reply::ok("{}"));
+    }
+
+    fn our_label_cannot_be_changed(&self, status: u16) {
+        self.our_label_is_changed(failure(status));
+    }
+
+    fn our_label_is_changed(&self, reply: Reply) {
+        let changed = Call::patch(&format!("{PODS}/{}", pod_name(self.us)), reply);
         self.kubernetes.api.always(changed.with_header("content-type", "application/merge-patch+json"));
     }
 
+    /// Its Pod is being deleted, and was taken out of its Service.
+    fn withdraws(&self, ordinal: u8) {
+        let mut pod = labelled(deleted(running(ordinal, self.ip(ordinal).into()), 600, 600));
+        pod["metadata"]["labels"]["convene.dev/reachable"] = json!("false");
+        self.kubernetes.pod(ordinal, &pod);
+    }
+
     /// What our Pod's label was made, each time.
-    fn labels_given(&self) -> Vec<Value> {
+    fn labels_given(&self) -> Vec<String> {
         let requests = self.kubernetes.api.requests();
         let patches = requests.iter().filter(|request| request.method == "PATCH");
         let bodies = patches.map(|request| serde_json::from_str::<Value>(&request.body).unwrap());
         bodies
             .inspect(|body| assert_eq!(body["metadata"]["uid"], uid(self.us), "and of no other Pod of that name"))
-            .map(|body| body["metadata"]["labels"]["convene.dev/reachable"].clone())
+            .map(|body| body["metadata"]["labels"]["convene.dev/reachable"].as_str().unwrap().to_owned())
             .collect()
     }
 
-    fn wait_for_labels(&self, given: &[Value], hook: &Running) {
+    fn wait_for_labels(&self, given: &[&str], hook: &Running) {
         wait_until("a changed label", || (self.labels_given() == given).then_some(()), || hook.log());
     }
 
@@ -960,23 +978,26 @@ impl Scene {
     }
 }
 
+/// What the label is made.
+const OUT: &str = "false";
+const BACK: &str = "true";
+
 #[test]
 fn a_restart_takes_its_pod_out_of_its_service_and_ends_when_that_refuses() {
     let mut scene = Scene::new(3);
     scene.our_labelled_pod_is_deleted();
     let hook = scene.start_leave(&[], "600s");
-    scene.wait_for_labels(&[Value::Null], &hook);
+    scene.wait_for_labels(&[OUT], &hook);
     scene.our_service_leads_nowhere();
     hook.ended().ends(0, &["its Service leads nowhere after"]).never_says("waits");
-    assert_eq!(scene.labels_given(), [Value::Null], "and its Pod is gone next");
+    assert_eq!(scene.labels_given(), [OUT], "and its Pod is gone next");
 }
 
 #[test]
 fn who_may_not_change_its_pod_names_the_right_and_stops_all_the_same() {
     let scene = Scene::new(3);
     scene.our_labelled_pod_is_deleted();
-    let path = format!("{PODS}/{}", pod_name(scene.us));
-    scene.kubernetes.api.always(Call::patch(&path, failure(403)));
+    scene.our_label_cannot_be_changed(403);
     scene.leave(&[], "600s").ends(0, &["patch pods", "nothing was to be done"]);
 }
 
@@ -986,34 +1007,91 @@ fn a_pod_that_is_not_deleted_or_has_no_such_label_or_no_stable_address_is_not_ch
     without_label.our_pod_is_deleted();
     let not_deleted = Scene::new(3);
     not_deleted.our_pod(&labelled(not_deleted.pod()));
-    for scene in [without_label, not_deleted] {
+    let alone = Scene::new(1);
+    alone.our_labelled_pod_is_deleted();
+    alone.autopilot(&[]);
+    for scene in [without_label, not_deleted, alone] {
         scene.leave(&[], "600s").ends(0, &[]);
-        assert_eq!(scene.labels_given(), [] as [Value; 0]);
+        assert_eq!(scene.labels_given(), [""; 0]);
     }
     let at_its_pods_address = Scene::new(3);
     at_its_pods_address.records(false);
     at_its_pods_address.our_labelled_pod_is_deleted();
     at_its_pods_address.takes_a_leave();
     at_its_pods_address.leave(&[], "600s").ends(0, &["left in"]);
-    assert_eq!(at_its_pods_address.labels_given(), [] as [Value; 0]);
+    assert_eq!(at_its_pods_address.labels_given(), [""; 0]);
+}
+
+/// The middle one of three has withdrawn, when the lowest, of whose stop nothing was to be seen before, turns out to have done so too.
+fn two_have_withdrawn() -> (Scene, Running) {
+    let scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[OUT], &hook);
+    scene.withdraws(0);
+    (scene, hook)
 }
 
 #[test]
 fn of_two_that_withdraw_at_one_moment_one_goes_back_and_waits_for_the_other() {
-    let mut scene = Scene::of(1, 3);
-    scene.our_labelled_pod_is_deleted();
-    let hook = scene.start_leave(&[], "600s");
-    scene.wait_for_labels(&[Value::Null], &hook);
-    // A lower ordinal, of whose stop nothing was to be seen before; it may have gone by now.
-    scene.goes(0);
+    let (mut scene, hook) = two_have_withdrawn();
     scene.our_service_leads_nowhere();
-    scene.wait_for_labels(&[Value::Null, json!("true")], &hook);
+    scene.wait_for_labels(&[OUT, BACK], &hook);
     scene.our_service_leads_here();
     hook.says("the stop waits: consul-server-0 is about to stop");
     scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
-    scene.wait_for_labels(&[Value::Null, json!("true"), Value::Null], &hook);
+    scene.wait_for_labels(&[OUT, BACK, OUT], &hook);
     scene.our_service_leads_nowhere();
     hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
+}
+
+#[test]
+fn who_cannot_go_back_tries_again_and_does_not_go_beside_another() {
+    let (mut scene, hook) = two_have_withdrawn();
+    scene.our_label_cannot_be_changed(500);
+    scene.our_service_leads_nowhere();
+    hook.says("the own Service leads nowhere while the stop waits");
+    hook.says("the stop waits: consul-server-0 is about to stop");
+    scene.our_label_can_be_changed();
+    wait_until("the label", || scene.labels_given().ends_with(&[BACK.to_owned()]).then_some(()), || hook.log());
+    hook.says("the stop waits: consul-server-0 is about to stop");
+    scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
+    wait_until("the label", || scene.labels_given().ends_with(&[OUT.to_owned()]).then_some(()), || hook.log());
+    hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
+}
+
+#[test]
+fn of_two_that_withdraw_and_both_go_back_the_higher_ordinal_goes() {
+    let (mut scene, hook) = two_have_withdrawn();
+    scene.our_service_leads_nowhere();
+    scene.wait_for_labels(&[OUT, BACK], &hook);
+    scene.kubernetes.pod(0, &labelled(deleted(running(0, scene.ip(0).into()), 600, 600)));
+    scene.wait_for_labels(&[OUT, BACK, OUT], &hook);
+    hook.ended().ends(0, &[]).never_says("in vain");
+}
+
+#[test]
+fn a_pod_that_never_had_the_label_is_not_about_to_stop() {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    scene.goes(0);
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[OUT], &hook);
+    scene.our_service_leads_nowhere();
+    hook.ended().ends(0, &[]).never_says("waits");
+}
+
+#[test]
+fn a_server_without_a_vote_withdraws_and_waits_for_nobody() {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    scene.configuration(&[1]);
+    scene.withdraws(0);
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[OUT], &hook);
+    scene.our_service_leads_nowhere();
+    hook.ended().ends(0, &["its Service leads nowhere after"]).never_says("waits");
+    assert_eq!(scene.labels_given(), [OUT]);
 }
 
 // === leadership ===

@@ -42,7 +42,7 @@ pub const LEAVE: &str = "convene.dev/leave";
 /// The annotation by which a person keeps a Pod's agent from starting: any value but `false`, which lets it start whatever else
 /// holds it.
 pub const HOLD: &str = "convene.dev/hold";
-/// The label by which a server's own Service finds its Pod, besides the Pod's name: without it the Service leads nowhere.
+/// The label by which a server's own Service finds its Pod, besides the Pod's name: unless it says `true` the Service leads nowhere.
 pub const REACHABLE: &str = "convene.dev/reachable";
 
 /// How the API is reached.
@@ -178,8 +178,8 @@ pub struct Pod {
     pub phase: String,
     /// The revision of its StatefulSet that it was made from.
     pub revision: Option<String>,
-    /// It has the label [`REACHABLE`].
-    pub reachable: bool,
+    /// What its label [`REACHABLE`] says; `None`: it has none, and no stop changes it.
+    pub reachable: Option<bool>,
 }
 
 // === impl Pod ===
@@ -385,14 +385,13 @@ impl Kube {
         }
     }
 
-    /// Gives a Pod the label [`REACHABLE`], or takes it away, if it still is the one of this UID.
+    /// Makes a Pod's label [`REACHABLE`] say so, if it still is the Pod of this UID.
     ///
     /// # Errors
     /// [`KubeError`].
     pub async fn set_reachable(&self, namespace: &str, pod: &str, uid: &str, reachable: bool) -> Result<(), KubeError> {
         let asking = Asking { verb: "patch", resource: "pods", group: "", namespace: Some(namespace), which: pod };
-        let label = reachable.then_some("true");
-        let change = json!({"metadata": {"uid": uid, "labels": {REACHABLE: label}}});
+        let change = json!({"metadata": {"uid": uid, "labels": {REACHABLE: reachable.to_string()}}});
         self.ask(asking, &Call::Merge(change)).await.map(|_: IgnoredAny| ())
     }
 

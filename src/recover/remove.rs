@@ -18,7 +18,7 @@ use crate::api::kube::StatefulSet;
 use crate::settings::Seat;
 use crate::stop::voters::{Asker, View};
 use crate::time;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use thiserror::Error;
@@ -181,14 +181,8 @@ async fn look(world: &World, who: &str) -> Result<Case, RecoverError> {
     let addresses = local.own_addresses.iter().copied().collect();
     let kube = world.surveyor.kube().cloned();
     let seat = local.seat.clone();
-    let mut asker = Asker {
-        agent: agent.clone(),
-        peers: world.surveyor.peers().clone(),
-        kube: kube.clone(),
-        seat: seat.clone(),
-        addresses,
-        pods: BTreeMap::new(),
-    };
+    let peers = world.surveyor.peers().clone();
+    let mut asker = Asker::new(agent.clone(), peers, kube.clone(), seat.clone(), addresses);
     asker.learn().await;
     let view = asker.view().await.map_err(failed)?;
     let raft = agent.raft_configuration().await.map_err(failed)?;

@@ -5,6 +5,7 @@
 //! on a volume: a hook and a supervisor do it one after the other. Never signals the agent.
 
 use super::cause::{Action, Cause, Facts, Known};
+use super::guard::Us;
 use super::handover::{HandedOver, hand_over};
 use super::leave::{LeaveError, Leaver, leave, leave_gossip, stopping};
 use super::look::{CALL, Looker};
@@ -19,7 +20,7 @@ use crate::record::Volume;
 use crate::settings::{Leave, Local, Role, Stop};
 use crate::time;
 use nix::sys::signal::Signal;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -91,14 +92,7 @@ impl Stopper {
         let addresses: BTreeSet<IpAddr> =
             local.own_addresses.iter().copied().chain(record.as_ref().and_then(|record| record.advertise)).collect();
         Self {
-            asker: Asker {
-                agent: agent.clone(),
-                peers: peers.clone(),
-                kube: kube.clone(),
-                seat: local.seat.clone(),
-                addresses: addresses.clone(),
-                pods: BTreeMap::new(),
-            },
+            asker: Asker::new(agent.clone(), peers.clone(), kube.clone(), local.seat.clone(), addresses.clone()),
             leaver: Leaver { agent, peers, node: local.node_name.clone(), addresses, role },
             looker: Looker::new(kube, local.owner.clone(), local.pod_uid.clone(), local.seat.clone()),
             volume,
@@ -256,43 +250,49 @@ impl Stopper {
         self.asker.view().await
     }
 
-    /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service.
+    /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service, which the others see;
+    /// then looks once more, since another one may have done so at the same moment, and only one of us goes.
     async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
-        let mut wait: Option<Wait> = None;
+        let (mut wait, mut astray): (Option<Wait>, _) = (None, Wait::begin());
         // A second is kept for handing leadership over.
-        let until = half(begun, deadline).min(deadline - ENDING * 2);
-        let labelled = self.stable.is_some() && self.looker.is_labelled();
-        let mut seen = guard::Seen::of(labelled);
+        let last = deadline - ENDING * 2;
+        let first = half(begun, deadline).min(last);
+        let mut seen = guard::Seen::default();
+        let mut us = self.us();
         loop {
             let view = match self.see().await {
                 Ok(view) => view,
                 Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
             };
-            seen.look(&view);
-            let line = guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed());
-            let late = Instant::now() >= until;
+            seen.look(&view, us);
+            let line = guard::waits_for(&view, us, &seen, begun.elapsed());
+            let late = Instant::now() >= seen.until(&view, first, last);
             if let Some(line) = line {
                 let wait = wait.get_or_insert_with(Wait::begin);
                 wait.say("the stop waits", line);
                 wait.in_vain = late;
                 if !late {
+                    if us.withdrawn {
+                        us.withdrawn = match restore(&self.looker).await {
+                            Ok(()) => false,
+                            Err(error) => {
+                                astray.say("the own Service leads nowhere while the stop waits", chain(&error));
+                                true
+                            }
+                        };
+                    }
                     sleep(LOOK).await;
                     continue;
                 }
             }
             self.hand_over(&view, deadline, steps).await;
-            let Some(server) = self.stable else { break };
-            let withdrawn = withdraw(&self.looker, server, steps).await;
-            // Another one may have done so at this moment, or may be told to stop since: only one of us goes.
-            if !withdrawn || late {
+            // Where nobody else votes nobody dials.
+            let Some(server) = self.stable.filter(|_| !us.withdrawn && !view.others.is_empty()) else { break };
+            us.withdrawn = withdraw(&self.looker, server, steps).await;
+            if !us.withdrawn || late {
                 break;
             }
-            match self.see().await {
-                Ok(view) if guard::about_to_stop(&view, &seen, begun.elapsed()).is_some() => {
-                    restore(&self.looker).await;
-                }
-                _ => break,
-            }
+            self.asker.forget().await;
         }
         if let Some(wait) = wait {
             steps.note(wait.tell());
@@ -337,10 +337,10 @@ impl Stopper {
                     return Ok(Done::Stayed);
                 }
                 Ok(Ok(view)) => {
-                    seen.look(&view);
+                    seen.look(&view, self.us());
                     // One that comes back looks that nobody else is away, for as long as at any other restart. At another
                     // address a majority needs each other's votes to come back.
-                    let waits = || guard::waits_for(&view, self.ordinal(), &seen, begun.elapsed());
+                    let waits = || guard::waits_for(&view, self.us(), &seen, begun.elapsed());
                     let together = returns && guard::majority_goes(&view);
                     let may_wait = returns && !together && Instant::now() < half(begun, deadline);
                     let returning = if may_wait { waits() } else { None };
@@ -410,8 +410,8 @@ impl Stopper {
         Ok(Done::Stayed)
     }
 
-    fn ordinal(&self) -> Option<u32> {
-        self.asker.seat.as_ref().map(|seat| seat.ordinal)
+    fn us(&self) -> Us {
+        Us { ordinal: self.asker.seat.as_ref().map(|seat| seat.ordinal), withdrawn: false }
     }
 }
 

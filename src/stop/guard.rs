@@ -1,41 +1,60 @@
 //! May a server that will return stop now, or is another one on its way back?
 //!
 //! Takes the servers as they are and what was seen of them since our TERM came, gives whether to wait and for whom. Pure. The end of the
-//! wait is the caller's: at most half of the grace period.
+//! wait is the caller's, between half of the grace period and its end.
 
 use super::voters::{View, Voter};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a server is waited for that was away already when our TERM came.
 pub const DEAD: Duration = Duration::from_secs(5);
 
-/// And one whose Pod was being deleted: it is back by then, or its machine is lost, which keeps a Pod so for ever.
+/// And one whose Pod was being deleted, for as long as that is so: a machine that is lost keeps a Pod so for ever.
 const GOING: Duration = Duration::from_secs(20);
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Us {
+    /// Our ordinal, if our Pod is one of a StatefulSet.
+    pub ordinal: Option<u32>,
+    /// We have withdrawn from our Service, which the others see: so it is our turn, unless another one has done so too.
+    pub withdrawn: bool,
+}
 
 /// What was seen of the others since our TERM came.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Our own Pod has the label that a stop takes away, and so theirs have it until they are about to stop.
-    labelled: bool,
-    /// Those that were away already at the first look, and how long each is waited for.
+    /// Those that are away since the first look, and how long each is waited for.
     dead: Option<BTreeMap<SocketAddr, Duration>>,
+    /// Those that were to go before us, whether they have or not.
+    before: BTreeSet<SocketAddr>,
 }
 
 // === impl Seen ===
 
 impl Seen {
-    /// Nothing yet, by a server whose own Pod has the label or not.
-    pub fn of(labelled: bool) -> Self {
-        Self { labelled, dead: None }
+    /// Looks once more.
+    pub fn look(&mut self, view: &View, us: Us) {
+        let away = || view.others.iter().filter(|voter| !voter.is_healthy());
+        let patience = |voter: &Voter| if voter.terminating { GOING } else { DEAD };
+        let dead = self.dead.get_or_insert_with(|| away().map(|voter| (voter.address, patience(voter))).collect());
+        // One that is well again, or that comes back in a new Pod, is no dead one.
+        let is_still = |voter: &Voter, patience| voter.terminating || voter.untold || patience == DEAD;
+        dead.retain(|address, patience| away().any(|voter| voter.address == *address && is_still(voter, *patience)));
+        let before =
+            view.others.iter().filter(|voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us));
+        self.before.extend(before.map(|voter| voter.address));
     }
 
-    /// Looks once more.
-    pub fn look(&mut self, view: &View) {
-        let away = view.others.iter().filter(|voter| !voter.is_healthy());
-        let patience = |voter: &Voter| if voter.terminating { GOING } else { DEAD };
-        self.dead.get_or_insert_with(|| away.map(|voter| (voter.address, patience(voter))).collect());
+    /// When nobody is waited for any longer, between two moments: the later, the more are to go before us. So those that wait in vain
+    /// for the same server do not go all at once.
+    pub fn until(&self, view: &View, first: Instant, last: Instant) -> Instant {
+        let others = u32::try_from(view.others.len()).unwrap_or(u32::MAX);
+        let before = u32::try_from(self.before.len()).unwrap_or(u32::MAX).min(others);
+        first + last.saturating_duration_since(first) / others.saturating_add(1) * before
     }
 
     fn is_dead(&self, voter: &Voter, waited: Duration) -> bool {
@@ -46,31 +65,28 @@ impl Seen {
 /// For whom to wait; `None`: nobody. `waited` is how long ago our TERM came.
 ///
 /// Of those that stop at once one goes after the other, so that no quorum is lost, although all of them go: first who has withdrawn
-/// from its Service, then the higher ordinal.
-pub fn waits_for(view: &View, ordinal: Option<u32>, seen: &Seen, waited: Duration) -> Option<String> {
+/// from its Service, then the higher ordinal. Who has withdrawn looks once more: of two that did so at one moment each sees the other.
+pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<String> {
     if !view.we_vote() {
         return None;
     }
-    if let Some(voter) = about_to_stop(view, seen, waited) {
+    let lives = |voter: &&Voter| !seen.is_dead(voter, waited);
+    if let Some(voter) = view.others.iter().filter(lives).find(|voter| voter.withdrawn) {
         return Some(format!("{} is about to stop", voter.name()));
     }
     // It is lost already, with us and without.
     if (view.others.iter().filter(|voter| voter.is_healthy()).count() + 1) * 2 <= view.count() {
         return None;
     }
-    let higher = view.others.iter().find(|voter| is_going(voter) && comes_first(voter, view, ordinal));
-    if let Some(voter) = higher {
+    if us.withdrawn {
+        if let Some(voter) = view.others.iter().filter(lives).find(|voter| voter.untold) {
+            return Some(format!("the Kubernetes API does not tell whether {} stops too", voter.name()));
+        }
+    } else if let Some(voter) = view.others.iter().find(|voter| is_going(voter) && comes_first(voter, view, us)) {
         return Some(format!("{} stops too, and the higher ordinal goes first", voter.name()));
     }
-    view.others
-        .iter()
-        .filter(|voter| !seen.is_dead(voter, waited))
-        .find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
-}
-
-/// Who has withdrawn from its Service, and is not away for so long that its machine is lost.
-pub fn about_to_stop<'a>(view: &'a View, seen: &Seen, waited: Duration) -> Option<&'a Voter> {
-    view.others.iter().find(|voter| seen.labelled && voter.withdrawn && !seen.is_dead(voter, waited))
+    let mut awaited = view.others.iter().filter(lives);
+    awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
 /// Whether a majority of the voters stops at once: others do, and we too.
@@ -85,8 +101,8 @@ fn is_going(voter: &Voter) -> bool {
 }
 
 /// The higher ordinal, as a StatefulSet itself goes; without ordinals the higher address.
-fn comes_first(other: &Voter, view: &View, ordinal: Option<u32>) -> bool {
-    match (other.ordinal, ordinal) {
+fn comes_first(other: &Voter, view: &View, us: Us) -> bool {
+    match (other.ordinal, us.ordinal) {
         (Some(theirs), Some(ours)) => theirs > ours,
         _ => view.us.is_some_and(|us| other.address > us),
     }
@@ -99,16 +115,24 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
 
+    fn us(ordinal: u32) -> Us {
+        Us { ordinal: Some(ordinal), withdrawn: false }
+    }
+
     fn waits(view: &View, dead: &[u32], waited: Duration) -> Option<String> {
         let dead = Some(dead.iter().map(|ordinal| (at(*ordinal), DEAD)).collect());
-        waits_for(view, Some(1), &Seen { labelled: true, dead }, waited)
+        waits_for(view, us(1), &Seen { dead, ..Seen::default() }, waited)
     }
 
     /// What the ordinal waits for at the last of several looks.
     fn looks(ordinal: u32, looks: &[View]) -> Option<String> {
-        let mut seen = Seen::of(true);
-        looks.iter().for_each(|view| seen.look(view));
-        waits_for(looks.last().unwrap(), Some(ordinal), &seen, NOW)
+        waits_for(looks.last().unwrap(), us(ordinal), &seen_by(ordinal, looks), NOW)
+    }
+
+    fn seen_by(ordinal: u32, looks: &[View]) -> Seen {
+        let mut seen = Seen::default();
+        looks.iter().for_each(|view| seen.look(view, us(ordinal)));
+        seen
     }
 
     #[test]
@@ -179,16 +203,53 @@ mod tests {
         for (us, other) in [(1, 2), (2, 1)] {
             assert!(looks(us, &[lowest_goes(us, other)]).unwrap().contains("consul-server-0 is about to stop"));
         }
-        // Its Service refuses for everybody, and it was no dead one before.
+        let voteless = |us: u32, other: u32| View { voteless: true, ..lowest_goes(us, other) };
+        assert_eq!(looks(1, &[voteless(1, 2)]), None, "we cost no vote");
+    }
+
+    #[test]
+    fn who_has_withdrawn_waits_for_no_higher_ordinal_but_for_another_that_has() {
+        let withdrawn = Us { withdrawn: true, ..us(1) };
+        let waits = |others: Vec<Voter>| waits_for(&view(1, others), withdrawn, &Seen::default(), NOW);
+        assert_eq!(waits(vec![voter(0), voter(2).going()]), None);
+        assert!(waits(vec![voter(0).withdrawn(), voter(2)]).unwrap().contains("consul-server-0 is about to stop"));
+        assert!(waits(vec![voter(0), voter(2).away()]).unwrap().contains("consul-server-2 is away"));
+        let untold = Voter { untold: true, ..voter(2) };
+        assert!(waits(vec![voter(0), untold.clone()]).unwrap().contains("whether consul-server-2 stops too"));
+        assert_eq!(looks(1, &[view(1, vec![voter(0), untold])]), None, "before that it makes no difference");
+    }
+
+    #[test]
+    fn a_server_whose_pod_was_being_deleted_is_waited_for_longer_and_when_it_comes_back_like_any_other() {
         let gone = || view(2, vec![voter(0).withdrawn().away(), voter(1)]);
         let starting = || view(2, vec![voter(0).away(), voter(1)]);
-        let mut seen = Seen::of(true);
-        seen.look(&gone());
-        assert!(waits_for(&gone(), Some(2), &seen, DEAD).is_some());
-        assert!(waits_for(&starting(), Some(2), &seen, DEAD).unwrap().contains("consul-server-0 is away"));
-        assert_eq!(waits_for(&gone(), Some(2), &seen, GOING), None, "its machine is lost");
-        assert!(about_to_stop(&gone(), &seen, DEAD).is_some());
-        assert_eq!(about_to_stop(&gone(), &seen, GOING), None, "and nobody goes back for it");
+        let seen = seen_by(2, &[gone()]);
+        assert!(
+            waits_for(&gone(), us(2), &seen, GOING - Duration::from_millis(1)).unwrap().contains("is about to stop")
+        );
+        assert_eq!(waits_for(&gone(), us(2), &seen, GOING), None, "its machine is lost");
+        let seen = seen_by(2, &[gone(), starting()]);
+        assert!(waits_for(&starting(), us(2), &seen, GOING).unwrap().contains("consul-server-0 is away"));
+    }
+
+    #[test]
+    fn a_dead_server_that_is_well_again_and_goes_away_once_more_is_waited_for() {
+        let (away, well) = (|| view(1, vec![voter(0), voter(2).away()]), || view(1, vec![voter(0), voter(2)]));
+        assert_eq!(waits_for(&away(), us(1), &seen_by(1, &[away()]), DEAD), None);
+        assert!(waits_for(&away(), us(1), &seen_by(1, &[away(), well(), away()]), DEAD).is_some());
+    }
+
+    #[test]
+    fn who_waits_in_vain_gives_up_after_those_that_go_before_it() {
+        let (first, last) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        let all_go = |us: u32, others: [u32; 2]| view(us, others.map(|n| voter(n).going()).to_vec());
+        let until = |us: u32, looks: &[View]| seen_by(us, looks).until(looks.last().unwrap(), first, last);
+        let [highest, middle, lowest] =
+            [until(2, &[all_go(2, [0, 1])]), until(1, &[all_go(1, [0, 2])]), until(0, &[all_go(0, [1, 2])])];
+        assert_eq!(highest, first);
+        assert!(highest < middle && middle < lowest && lowest < last);
+        let first_is_away = view(1, vec![voter(0).going(), voter(2).away()]);
+        assert_eq!(until(1, &[all_go(1, [0, 2]), first_is_away]), middle, "it is remembered");
     }
 
     #[test]
@@ -213,7 +274,7 @@ mod tests {
         let five = |going: u32| {
             view(2, [0, 1, 3, 4].map(|n| if n == going { nameless(n).going() } else { nameless(n) }).to_vec())
         };
-        assert!(waits_for(&five(3), None, &Seen::default(), NOW).is_some());
-        assert_eq!(waits_for(&five(1), None, &Seen::default(), NOW), None);
+        assert!(waits_for(&five(3), Us::default(), &Seen::default(), NOW).is_some());
+        assert_eq!(waits_for(&five(1), Us::default(), &Seen::default(), NOW), None);
     }
 }

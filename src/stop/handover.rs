@@ -28,7 +28,8 @@ pub enum HandedOver {
 /// Who is to lead. `revision` is that of our own Pod, which is the old one in a rollout: the StatefulSet's status tells the new
 /// one only after the first Pod was deleted. `indices` are how far each one's log reaches.
 pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Option<&'a Voter> {
-    let healthy = || view.others.iter().filter(|voter| voter.is_healthy());
+    // Who has withdrawn is gone in a moment.
+    let healthy = || view.others.iter().filter(|voter| voter.is_healthy() && !voter.withdrawn);
     // Where all are being deleted it goes after us.
     let all_go = healthy().all(|voter| voter.terminating);
     let able = || healthy().filter(|voter| all_go || !voter.terminating);
@@ -81,7 +82,8 @@ async fn followed(asker: &Asker, next: &Voter) -> HandedOver {
     let begun = Instant::now();
     let mut leader = None;
     // Their Pods make no difference any more.
-    let asker = Asker { kube: None, ..asker.clone() };
+    let mut asker = asker.clone();
+    asker.kube = None;
     while begun.elapsed() < FOLLOWED {
         if let Ok(view) = asker.view().await {
             leader = view.leader;
@@ -145,6 +147,7 @@ mod tests {
     fn nobody_leads_who_is_away_or_about_to_go() {
         assert_eq!(next(vec![of(0, "old").going(), of(1, "old"), of(2, "new").away()], &[]), Some(1));
         assert_eq!(next(vec![of(0, "old").away(), of(1, "new").away()], &[]), None);
+        assert_eq!(next(vec![of(0, "old").withdrawn(), of(1, "old").going()], &[]), Some(1));
     }
 
     #[test]

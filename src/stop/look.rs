@@ -44,16 +44,11 @@ impl Looker {
         self.pod.as_ref()?.revision.as_deref()
     }
 
-    /// Whether our own Service finds our Pod by the label that a stop takes away.
-    pub fn is_labelled(&self) -> bool {
-        self.pod.as_ref().is_some_and(|pod| pod.reachable)
-    }
-
     /// Takes our own Pod out of its Service, or puts it there again. `None`: no Service finds it by the label for that, or it is not
     /// being deleted.
     pub async fn set_reachable(&self, reachable: bool) -> Option<Result<(), KubeError>> {
         let (kube, namespace) = self.kube.as_ref()?;
-        let pod = self.pod.as_ref().filter(|pod| pod.reachable && pod.is_terminating())?;
+        let pod = self.pod.as_ref().filter(|pod| pod.reachable == Some(true) && pod.is_terminating())?;
         Some(kube.set_reachable(namespace, &pod.name, &pod.uid, reachable).await)
     }
 

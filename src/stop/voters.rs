@@ -6,18 +6,23 @@
 //! the own agent does not answer.
 
 use crate::api::consul::{Agent, ApiError, Member, Peers};
-use crate::api::kube::{Kube, Pod};
+use crate::api::kube::{Kube, KubeError, Pod};
 use crate::settings::Seat;
 use crate::survey::own::is_preparing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long another server may take: it has the answer in memory, and a stop has no time for the silent.
 pub(super) const ASKED: Duration = Duration::from_millis(700);
+
+/// How soon the Kubernetes API is asked again of the same Pod: of many servers that wait each asks for all others.
+const TOLD: Duration = Duration::from_millis(500);
 
 /// The servers as they are now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,8 +50,10 @@ pub struct Voter {
     pub away: Option<String>,
     /// Its Pod is being deleted.
     pub terminating: bool,
-    /// And has not, or no more, the label by which a Service finds it.
+    /// And it was taken out of its own Service, right before its end.
     pub withdrawn: bool,
+    /// The Kubernetes API was asked of its Pod and did not tell.
+    pub untold: bool,
     /// The revision of the StatefulSet that its Pod was made from.
     pub revision: Option<String>,
 }
@@ -99,11 +106,27 @@ pub struct Asker {
     pub addresses: BTreeSet<IpAddr>,
     /// The other servers' Pods by their address, as far as they are known.
     pub pods: BTreeMap<IpAddr, String>,
+    /// What the Kubernetes API said of the others' Pods, and when.
+    told: Told,
 }
+
+/// What was said of each Pod, and when; shared by those that ask for one server each.
+type Told = Arc<Mutex<BTreeMap<String, (Option<Pod>, Instant)>>>;
 
 // === impl Asker ===
 
 impl Asker {
+    /// Who asks; nothing is known of the others yet.
+    pub fn new(
+        agent: Agent,
+        peers: Peers,
+        kube: Option<(Kube, String)>,
+        seat: Option<Seat>,
+        addresses: BTreeSet<IpAddr>,
+    ) -> Self {
+        Self { agent, peers, kube, seat, addresses, pods: BTreeMap::new(), told: Told::default() }
+    }
+
     /// Learns which Pod is at which address: by the member list (`node:read`), else by the Kubernetes API.
     pub async fn learn(&mut self) {
         let mut members = self.agent.servers().await.unwrap_or_default();
@@ -183,13 +206,16 @@ impl Asker {
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
         let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
+        let untold = told.is_err();
+        let told = told.unwrap_or_default();
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
             ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
             away,
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
-            withdrawn: told.as_ref().is_some_and(|pod| pod.is_terminating() && !pod.reachable),
+            withdrawn: told.as_ref().is_some_and(|pod| pod.is_terminating() && pod.reachable == Some(false)),
+            untold,
             revision: told.and_then(|pod| pod.revision),
             pod,
         }
@@ -214,10 +240,21 @@ impl Asker {
         }
     }
 
-    /// Its Pod, as the Kubernetes API tells it.
-    async fn told(&self, pod: Option<&str>) -> Option<Pod> {
-        let ((kube, namespace), pod) = (self.kube.as_ref()?, pod?);
-        kube.pod(namespace, pod).await.ok().flatten()
+    /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before; `None`: there is none, or nobody to ask.
+    async fn told(&self, pod: Option<&str>) -> Result<Option<Pod>, KubeError> {
+        let Some(((kube, namespace), pod)) = self.kube.as_ref().zip(pod) else { return Ok(None) };
+        let known = self.told.lock().await.get(pod).cloned();
+        if let Some((known, _)) = known.filter(|(_, at)| at.elapsed() < TOLD) {
+            return Ok(known);
+        }
+        let told = kube.pod(namespace, pod).await?;
+        self.told.lock().await.insert(pod.to_owned(), (told.clone(), Instant::now()));
+        Ok(told)
+    }
+
+    /// Has the Kubernetes API asked again at the next look.
+    pub async fn forget(&self) {
+        self.told.lock().await.clear();
     }
 
     /// Whether a Pod of our StatefulSet runs; `None`: nobody tells.
@@ -246,6 +283,7 @@ pub(crate) mod tests {
             away: None,
             terminating: false,
             withdrawn: false,
+            untold: false,
             revision: None,
         }
     }

@@ -4,19 +4,19 @@
 //! where nobody on that machine says so it hears nothing for Consul's 10 s (1.22.6: no setting shortens it), while the server is back
 //! after four. A Service that leads nowhere refuses at once, and Raft tries again.
 //!
-//! Takes the label away by which the Service finds the Pod, then waits until a dial of the own address is refused. What is connected
+//! Turns the label by which the Service finds the Pod to `false`, then waits until a dial of the own address is refused. What is connected
 //! stays so: kube-proxy cuts no connection. Only for a Pod that is being deleted: its successor has the label again.
 
 use super::look::Looker;
 use super::steps::Steps;
+use crate::api::kube::KubeError;
 use crate::exit::chain;
 use crate::time;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
+use tracing::info;
 
 /// kube-proxy makes at most one change a second (`minSyncPeriod`); where it is slower the stop does not wait for it.
 const CHANGED: Duration = Duration::from_secs(2);
@@ -48,13 +48,14 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
 }
 
 /// Has it lead to us again, since it is not our turn.
-pub async fn restore(looker: &Looker) {
-    if let Some(Err(error)) = looker.set_reachable(true).await {
-        warn!("the own Service leads nowhere while the stop waits: {}", chain(&error));
-    }
+///
+/// # Errors
+/// [`KubeError`]: it still leads nowhere, and this must be tried again.
+pub async fn restore(looker: &Looker) -> Result<(), KubeError> {
+    looker.set_reachable(true).await.unwrap_or(Ok(()))
 }
 
+/// Whether a dial fails at once: kube-proxy has it refused, and another proxy may say that there is no way, or that it is not allowed.
 async fn is_refused(server: SocketAddr) -> bool {
-    let dialled = timeout(REFUSED, TcpStream::connect(server)).await;
-    matches!(dialled, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+    matches!(timeout(REFUSED, TcpStream::connect(server)).await, Ok(Err(_)))
 }

@@ -233,7 +233,7 @@ impl From<Pod> for super::Pod {
             again,
             phase: raw.status.phase,
             revision: raw.metadata.labels.get(REVISION).cloned(),
-            reachable: raw.metadata.labels.contains_key(super::REACHABLE),
+            reachable: raw.metadata.labels.get(super::REACHABLE).map(|said| said == "true"),
         }
     }
 }
