@@ -196,7 +196,7 @@ fn mode(reader: Reader<'_>, args: &RunArgs) -> Result<Mode, Failure> {
 fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec: bool) -> Result<Task, Failure> {
     let Some(command) = command else {
         warn!(file = %node.config_out.display(), "CMD is not a Consul agent that convene knows: it must read the rendered file itself");
-        return Ok(Task { command: words, exec, binds: true, consul: false, again: false });
+        return Ok(Task { command: words, exec, binds: true, consul: false, told: false });
     };
     for warning in command.warnings() {
         warn!("{warning}");
@@ -209,7 +209,7 @@ fn task(node: &Node, words: Vec<OsString>, command: Option<&AgentCommand>, exec:
         return Err(usage(&SettingsError::Command(format!("CMD cannot stay as it is: {}", lines.join("; ")))));
     }
     let words = command.without(&TAKEN_OUT, &node.config_out);
-    Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some(), consul: true, again: false })
+    Ok(Task { command: words, exec, binds: command.facts().bind_addr.is_some(), consul: true, told: false })
 }
 
 async fn watch_command(signals: Signals, reader: Reader<'_>, args: &WatchArgs) -> Result<u8, Failure> {

@@ -34,7 +34,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use watch::Watch;
 
@@ -69,8 +69,8 @@ pub struct Task {
     pub binds: bool,
     /// Whether CMD is Consul, whose end takes no longer than it must.
     pub consul: bool,
-    /// Whether CMD ran before, under this convene.
-    pub again: bool,
+    /// Whether the agent left already because its leader does not take it in.
+    pub told: bool,
 }
 
 /// That the agent is of no use any more as it is.
@@ -129,11 +129,13 @@ pub async fn run(
     loop {
         match run_once(signals, &node, stop.clone(), &task, supervision.clone()).await? {
             Over::Code(code) => return Ok(code),
-            Over::Again(again) => signals = again,
+            Over::Again { signals: again, told } => {
+                signals = again;
+                task.told |= told;
+            }
         }
         // Only a start needs it.
         node.jitter = Duration::ZERO;
-        task.again = true;
     }
 }
 
@@ -142,7 +144,12 @@ enum Over {
     /// With it all ends.
     Code(u8),
     /// It is to have another.
-    Again(Signals),
+    Again {
+        /// For it.
+        signals: Signals,
+        /// It left because its leader does not take it in.
+        told: bool,
+    },
 }
 
 async fn run_once(
@@ -197,14 +204,15 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
         Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
     surveyor.remember(record.memory());
     info!(role = %role, node = local.node_name, "watching beside the agent");
+    let mut owner = local.owner.clone();
+    owner.namespace = owner.namespace.or_else(|| survey.namespace.clone());
+    let mut events = Events::on(survey.kube().filter(|_| role == Role::Server), &owner);
     let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
     let watching = async {
         loop {
             match beside.watch(None).await {
                 // Then it ends, and kubelet starts it again.
-                Again { why, leaves: true } => {
-                    announce(&agent, &why).await;
-                }
+                Again { why, leaves: true } => events.tell(announce(&agent, &why).await.1),
                 // The liveness probe sees the same, and kubelet starts the agent again.
                 Again { why, leaves: false } => warn!("{why}: its container must be started again"),
             }
@@ -260,6 +268,21 @@ struct Stopping {
     killed: bool,
     /// Then the agent is started anew.
     again: bool,
+    /// It left because its leader does not take it in.
+    told: bool,
+}
+
+/// The watch beside an agent; gives who watched, and why the agent is of no use any more.
+type Watching = Pin<Box<dyn Future<Output = (Beside, Again)>>>;
+
+/// A leave of a server that its leader overlooks; gives who watched, whether it has left, and an Event of it.
+type Leaving = Pin<Box<dyn Future<Output = (Beside, (bool, Event))>>>;
+
+fn watching_by(mut beside: Beside, waiting: Option<Held>) -> Watching {
+    Box::pin(async move {
+        let again = beside.watch(waiting).await;
+        (beside, again)
+    })
 }
 
 async fn supervise(
@@ -272,9 +295,10 @@ async fn supervise(
 ) -> Result<Over, Failure> {
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
     let (begun, on) = (SystemTime::now(), volume.clone());
-    let overlooked = if task.again { Overlooked::told_before() } else { Overlooked::default() };
-    let mut beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
-    let mut watching: Pin<Box<dyn Future<Output = Again>>> = Box::pin(async move { beside.watch(waiting).await });
+    let overlooked = if task.told { Overlooked::told_before() } else { Overlooked::default() };
+    let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
+    let mut watching = Some(watching_by(beside, waiting));
+    let mut leaving: Option<Leaving> = None;
     let mut stopping: Option<Stopping> = None;
     // A client leaves at a TERM, and so does a server that was ordered to; another one would abort that.
     let leaves_at_term = node.role == Role::Client || stopper.order == Some(Leave::Signal);
@@ -288,11 +312,13 @@ async fn supervise(
                 Happened::Ended(code) => break code,
                 Happened::Signalled(Signal::SIGTERM) => match &mut stopping {
                     Some(stopping) if stopping.again => {
-                        info!("TERM: the agent is not started again");
+                        let message = "TERM: the agent ended already, to be started again, and is not";
+                        info!("{message}");
+                        events.tell(Event { reason: "Stopping", warning: false, message: message.to_owned() });
                         stopping.again = false;
                     }
                     None => {
-                        watching = Box::pin(std::future::pending());
+                        (watching, leaving) = (None, None);
                         stopping = Some(begin(stopper.clone()));
                     }
                     // A second signal would abort Consul's leave.
@@ -315,13 +341,27 @@ async fn supervise(
                 // The one signal that the agent gets.
                 supervisor.forward(signal);
             },
-            again = &mut watching => {
-                watching = Box::pin(std::future::pending());
-                if !again.leaves {
+            (beside, Again { why, leaves }) = within(&mut watching) => {
+                watching = None;
+                if leaves {
+                    let agent = agent.clone();
+                    leaving = Some(Box::pin(async move { (beside, announce(&agent, &why).await) }));
+                } else {
+                    warn!("{why}: the agent is ended, and started again");
                     // It is to stay in the cluster, and at TERM it would leave.
                     supervisor.forward(Signal::SIGINT);
+                    stopping = Some(Stopping::to_start_again());
                 }
-                stopping = Some(start_again(&agent, again));
+            },
+            (beside, (left, event)) = within(&mut leaving) => {
+                leaving = None;
+                events.tell(event);
+                if left {
+                    supervisor.forward(Signal::SIGINT);
+                    stopping = Some(Stopping { told: true, ..Stopping::to_start_again() });
+                } else {
+                    watching = Some(watching_by(beside, None));
+                }
             },
             () = still_answers(&agent), if may_repeat => {
                 info!("the agent goes on, since a TERM that comes while it starts is lost: TERM again");
@@ -335,37 +375,36 @@ async fn supervise(
     // `recover` ended it, so that its next life takes peers.json. One that does not take it is not started for it again.
     if stopping.is_none() && on.has_peers_since(begun) {
         info!(code, "the agent was ended for its recovery: it is started again");
-        return Ok(Over::Again(supervisor.finish(Instant::now() + STRAGGLERS).await));
+        return Ok(Over::Again { signals: supervisor.finish(Instant::now() + STRAGGLERS).await, told: task.told });
+    }
+    // One that has left ends at once, and may do so before it answers.
+    if let Some(leaving) = leaving {
+        if let Ok((_, (_, event))) = timeout(HEARD, leaving).await {
+            events.tell(event);
+        }
+        stopping = Some(Stopping { told: true, ..Stopping::to_start_again() });
     }
     finish(supervisor, stopping, code, events).await
 }
 
-/// Ends an agent that is of no use any more.
-fn start_again(agent: &Agent, Again { why, leaves }: Again) -> Stopping {
-    let now = Instant::now();
-    if !leaves {
-        warn!("{why}: the agent is ended, and started again");
-        return Stopping { ending: Some(now), again: true, ..Stopping::new(now + HUNG, None) };
-    }
-    let (agent, deadline) = (agent.clone(), now + LEAVES + HUNG);
-    let course = Box::pin(async move {
-        let message = announce(&agent, &why).await;
-        let event = Some(Event { reason: "Overlooked", warning: false, message });
-        Course { deadline, done: Ok(()), event, signal: Signal::SIGINT }
-    });
-    Stopping { again: true, ..Stopping::new(deadline, Some(course)) }
-}
-
-/// Has a server that its leader overlooks leave, so that its next start tells of it; gives what was done.
-async fn announce(agent: &Agent, why: &str) -> String {
+/// Has a server that its leader overlooks leave, so that its next start tells of it. Gives whether it has left, and an Event of it.
+async fn announce(agent: &Agent, why: &str) -> (bool, Event) {
     let message = format!("{why}: it leaves, and joins anew");
     warn!("{message}");
-    let Err(error) = agent.leave(LEAVES).await else { return message };
-    warn!(
-        "it could not leave, and is taken in when the leader reconciles the next time, within a minute: {}",
-        chain(&error)
-    );
-    format!("{message} (it could not leave: {error})")
+    let event = |warning, message| Event { reason: "Overlooked", warning, message };
+    match agent.leave(LEAVES).await {
+        Err(error) if error.is_denied() || error.is_unknown_token() => {
+            let waits = "so it waits for the leader to reconcile, which takes up to a minute";
+            warn!("it may not leave, {waits}: {}", chain(&error));
+            (false, event(true, format!("{why}, and it may not leave to join anew, {waits}: {error}")))
+        }
+        Ok(()) => (true, event(false, message)),
+        // It ends or hangs, and has left for the others in either case.
+        Err(error) => {
+            warn!("of its leave: {}", chain(&error));
+            (true, event(false, message))
+        }
+    }
 }
 
 /// Begins the stop.
@@ -387,10 +426,18 @@ async fn still_answers(agent: &Agent) {
     }
 }
 
+/// What comes of something that may be under way; never, when nothing is.
+async fn within<T>(going: &mut Option<Pin<Box<dyn Future<Output = T>>>>) -> T {
+    match going {
+        Some(going) => going.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The end of the course, for as long as there is one.
 async fn over(stopping: &mut Option<Stopping>) -> Course {
-    match stopping.as_mut().and_then(|stopping| stopping.course.as_mut()) {
-        Some(course) => course.await,
+    match stopping {
+        Some(stopping) => within(&mut stopping.course).await,
         None => std::future::pending().await,
     }
 }
@@ -429,7 +476,13 @@ impl Beside {
 
 impl Stopping {
     fn new(deadline: Instant, course: Option<Pin<Box<dyn Future<Output = Course>>>>) -> Self {
-        Self { deadline, course, failed: None, ending: None, killed: false, again: false }
+        Self { deadline, course, failed: None, ending: None, killed: false, again: false, told: false }
+    }
+
+    /// Of an agent that was told to end and is to have another life.
+    fn to_start_again() -> Self {
+        let now = Instant::now();
+        Self { ending: Some(now), again: true, ..Self::new(now + HUNG, None) }
     }
 
     /// How long what is done now may take. A course ends in time by itself.
@@ -494,7 +547,7 @@ async fn finish(
     info!(code, killed = stopping.killed, took_ms, "the agent ended");
     match stopping.failed {
         Some(failure) => Err(failure),
-        None if stopping.again => Ok(Over::Again(signals)),
+        None if stopping.again => Ok(Over::Again { signals, told: stopping.told }),
         None if stopping.killed => Ok(Over::Code(code)),
         None => Ok(Over::Code(0)),
     }

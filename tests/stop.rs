@@ -103,13 +103,18 @@ impl Kubernetes {
 
     /// Reason and message of each Event on a Pod about its stop.
     fn events(&self, ordinal: u8) -> Vec<(String, String)> {
+        let all = self.all_events(ordinal).into_iter();
+        all.filter(|(reason, _)| ["Stopping", "Left", "NotLeft"].contains(&reason.as_str())).collect()
+    }
+
+    /// Of each Event on a Pod.
+    fn all_events(&self, ordinal: u8) -> Vec<(String, String)> {
         let requests = self.api.requests();
         let posted = requests.iter().filter(|request| request.method == "POST");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let all = posted.map(|request| serde_json::from_str::<Value>(&request.body).unwrap());
         all.filter(|event| event["involvedObject"]["name"] == pod_name(ordinal))
             .map(|event| (text(&event["reason"]), text(&event["message"])))
-            .filter(|(reason, _)| ["Stopping", "Left", "NotLeft"].contains(&reason.as_str()))
             .collect()
     }
 }
@@ -306,12 +311,13 @@ impl Scene {
     }
 
     fn convene(&self, words: &[&str], grace: &str) -> Convene {
+        self.convene_here(words).words([format!("--grace-period={grace}")])
+    }
+
+    /// Any command.
+    fn convene_here(&self, words: &[&str]) -> Convene {
         Convene::new(words)
-            .words([
-                "--role=server",
-                &format!("--grace-period={grace}"),
-                &format!("--data-dir={}", self.data().display()),
-            ])
+            .words(["--role=server", &format!("--data-dir={}", self.data().display())])
             .env("POD_NAME", pod_name(self.us))
             .env("POD_NAMESPACE", "demo")
             .env("POD_UID", uid(self.us))
@@ -333,6 +339,14 @@ impl Scene {
 
     /// The same with another CMD.
     fn run_cmd(&self, cmd: &[&str], words: &[&str], grace: &str) -> Running {
+        let running = self.start_run(cmd, words, grace);
+        running.says("joined: a leader is known");
+        wait_until("the StatefulSet to be remembered", || self.remembered().exists().then_some(()), || running.log());
+        running
+    }
+
+    /// The same from its start on.
+    fn start_run(&self, cmd: &[&str], words: &[&str], grace: &str) -> Running {
         let file = self.files.path().join("log");
         let run = self.convene(&["run"], grace).words(words).words([
             "--claim=off",
@@ -340,10 +354,7 @@ impl Scene {
             "--resolv-conf=/does/not/exist",
         ]);
         let run = run.words([format!("--nameserver={}", self.dns.addr()), "--".to_owned()]).words(cmd);
-        let running = Running { child: run.spawn_into(&file), file };
-        running.says("joined: a leader is known");
-        wait_until("the StatefulSet to be remembered", || self.remembered().exists().then_some(()), || running.log());
-        running
+        Running { child: run.spawn_into(&file), file }
     }
 
     /// The same while it goes on.
@@ -1092,6 +1103,65 @@ fn a_server_without_a_vote_withdraws_and_waits_for_nobody() {
     scene.our_service_leads_nowhere();
     hook.ended().ends(0, &["its Service leads nowhere after"]).never_says("waits");
     assert_eq!(scene.labels_given(), [OUT]);
+}
+
+// === a leader that overlooks this server ===
+
+impl Scene {
+    /// The others lead without us, and gossip knows us all.
+    fn overlooked() -> Self {
+        let scene = Self::new(3);
+        scene.follows(2, None);
+        (0..3).for_each(|ordinal| scene.lists(ordinal, &[0, 1]));
+        scene
+    }
+
+    /// The leaves that were asked for.
+    fn leaves(&self) -> usize {
+        self.us().requests().iter().filter(|request| request.target == LEAVE).count()
+    }
+
+    /// Reasons and messages of Events that tell of it.
+    fn told_as_overlooked(&self) -> Vec<String> {
+        let all = self.kubernetes.all_events(self.us).into_iter();
+        all.filter(|(reason, _)| reason == "Overlooked").map(|(_, message)| message).collect()
+    }
+}
+
+#[test]
+fn an_overlooked_server_that_may_not_leave_goes_on_and_waits_for_its_leader() {
+    let scene = Scene::overlooked();
+    scene.us().always(Call::put(LEAVE, Reply::Json(403, "Permission denied".to_owned())));
+    let run = scene.start_run(&["sleep", "1000"], &[], "600s");
+    run.says("started the agent");
+    let agent = agent_of(pid(&run.child));
+    run.says("it may not leave, so it waits for the leader to reconcile");
+    scene.follows(2, Some(0));
+    (0..3).for_each(|ordinal| scene.lists(ordinal, &[0, 1, 2]));
+    run.says("joined: a leader is known");
+    assert_eq!(agent_of(pid(&run.child)), agent, "it is not started again for nothing");
+    assert_eq!(scene.leaves(), 1);
+    wait_until("its Event", || (scene.told_as_overlooked().len() == 1).then_some(()), || run.log());
+    assert!(
+        scene.told_as_overlooked()[0].contains("and it may not leave to join anew"),
+        "{:?}",
+        scene.told_as_overlooked()
+    );
+    run.term();
+    run.ended().ends(0, &[]);
+}
+
+#[test]
+fn a_watch_tells_of_an_overlooked_server_too() {
+    let scene = Scene::overlooked();
+    scene.us().always(Call::put(LEAVE, Reply::ok("{}")));
+    let file = scene.files.path().join("log");
+    let words = [format!("--nameserver={}", scene.dns.addr()), "--resolv-conf=/does/not/exist".to_owned()];
+    let watch = scene.convene_here(&["watch", "--expect=3", "--claim=off"]).words(words).spawn_into(&file);
+    let watch = Running { child: watch, file };
+    watch.says("does not take this server in: it leaves, and joins anew");
+    wait_until("its Event", || (scene.told_as_overlooked().len() == 1).then_some(()), || watch.log());
+    assert_eq!(scene.leaves(), 1);
 }
 
 // === leadership ===
