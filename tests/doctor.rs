@@ -175,10 +175,16 @@ impl World {
         let core_dns = self.objects.get(&key("ConfigMap", "coredns"));
         answer("/api/v1/namespaces/kube-system/configmaps/coredns".to_owned(), core_dns);
         let lacking = self.lacking.clone();
+        let replicas =
+            self.objects.get(&key("StatefulSet", "consul-server")).and_then(|set| set["spec"]["replicas"].as_u64());
+        let highest = format!("consul-server-{}", replicas.unwrap_or(3) - 1);
         let review = move |request: &Request| {
             let asked: Value = serde_json::from_str(&request.body).unwrap();
             let right = &asked["spec"]["resourceAttributes"];
             assert_eq!(asked["spec"]["user"], "system:serviceaccount:prod:consul-server");
+            // Of the Pods only the servers' own may be changed, and a Role for fewer servers than there are names the lower ones.
+            let named = if right["verb"] == "patch" { json!(highest) } else { Value::Null };
+            assert_eq!(right["name"], named);
             let lacks = lacking.iter().any(|(verb, of)| right["verb"] == *verb && right["resource"] == *of);
             Reply::Json(201, json!({"status": {"allowed": !lacks}}).to_string())
         };
@@ -323,7 +329,7 @@ fn a_service_without_an_address_is_found() {
 
 #[test]
 fn a_service_that_leads_to_another_server_or_to_all_is_found() {
-    let mended = r#""value":{"statefulset.kubernetes.io/pod-name":"consul-server-2"}"#;
+    let mended = r#""value":{"convene.dev/reachable":"true","statefulset.kubernetes.io/pod-name":"consul-server-2"}"#;
     finds("service-selector", SECOND, &["leads to consul-server-1, and not", mended], |world| {
         world.service("consul-server-2")["selector"] = json!({"statefulset.kubernetes.io/pod-name": "consul-server-1"});
     });
@@ -335,12 +341,54 @@ fn a_service_that_leads_to_another_server_or_to_all_is_found() {
     });
 }
 
+const LABEL: &str = "/metadata/labels/convene.dev~1reachable";
+
+fn label<'a>(object: &'a mut Value, within: &str) -> &'a mut Value {
+    object.pointer_mut(&format!("{within}{LABEL}")).unwrap()
+}
+
+#[test]
+fn a_pod_without_the_label_that_its_service_asks_for_is_found_and_one_that_stops_is_not() {
+    let mend = "kubectl -n prod label pod consul-server-2 --overwrite convene.dev/reachable=true";
+    finds("service-label", POD, &["which it lacks", mend], |world| *label(world.pod(2), "") = Value::Null);
+    if kubectl_is_here("a_pod_without_the_label_that_its_service_asks_for_is_found_and_one_that_stops_is_not") {
+        let mut world = World::new();
+        *label(world.pod(2), "") = json!("false");
+        world.pod(2)["metadata"]["deletionTimestamp"] = json!("2099-01-01T00:00:00Z");
+        assert_eq!(checks_of(&world.report().0), [""; 0]);
+    }
+}
+
+#[test]
+fn a_service_that_lacks_the_label_of_its_pod_is_found() {
+    let parts = ["lacks convene.dev/reachable", r#""convene.dev/reachable":"true""#];
+    finds("service-label", SECOND, &parts, |world| {
+        world.service("consul-server-2")["selector"].as_object_mut().unwrap().remove("convene.dev/reachable");
+    });
+}
+
+#[test]
+fn without_the_label_on_pods_and_services_neither_it_nor_a_right_to_it_is_missed() {
+    if kubectl_is_here("without_the_label_on_pods_and_services_neither_it_nor_a_right_to_it_is_missed") {
+        let mut world = World::new();
+        world.lacking = vec![("patch", "pods")];
+        assert_eq!(checks_of(&world.report().0), ["role"]);
+        *label(world.object("StatefulSet", "consul-server"), "/spec/template") = Value::Null;
+        for ordinal in 0..3 {
+            *label(world.pod(ordinal), "") = Value::Null;
+            let name = format!("consul-server-{ordinal}");
+            world.service(&name)["selector"] = json!({"statefulset.kubernetes.io/pod-name": name});
+        }
+        assert_eq!(checks_of(&world.report().0), [""; 0]);
+    }
+}
+
 #[test]
 fn the_pods_index_selects_as_well_as_its_name() {
     if kubectl_is_here("the_pods_index_selects_as_well_as_its_name") {
         let mut world = World::new();
         world.service("consul-server-2")["selector"] =
-            json!({"app.kubernetes.io/component": "server", "apps.kubernetes.io/pod-index": "2"});
+            json!({"convene.dev/reachable": "true", "apps.kubernetes.io/pod-index": "2"});
         assert_eq!(checks_of(&world.report().0), [""; 0]);
     }
 }
@@ -595,6 +643,10 @@ fn a_right_that_the_account_lacks_is_found_with_what_lacks_without_it() {
     let account = "ServiceAccount prod/consul-server";
     finds("role", account, &["may not create configmaps", "kind: Role\n", "name: consul-server-convene"], |world| {
         world.lacking = vec![("create", "configmaps")];
+    });
+    let patch = "resources: [pods], verbs: [patch], resourceNames: [consul-server-0, consul-server-1, consul-server-2]";
+    finds("role", account, &["may not patch pods", patch], |world| {
+        world.lacking = vec![("patch", "pods")];
     });
     finds("role", account, &["may not get pods, get services"], |world| {
         world.lacking = vec![("get", "services"), ("get", "pods")];

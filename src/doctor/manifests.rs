@@ -21,6 +21,10 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("service-missing", "a server has no Service named as its Pod, whose address would outlive the Pod"),
     ("service-address", "a server's own Service is headless, and has no address to advertise"),
     ("service-selector", "a server's own Service leads to other Pods, or to none"),
+    (
+        "service-label",
+        "a server's own Service does not find it by `convene.dev/reachable`: the Pod lacks what the Service asks for, or the other way round",
+    ),
     ("service-ports", "a server's own Service lacks a port that the other servers need"),
     ("service-not-ready", "a server's own Service hides the server until it is Ready"),
     ("headless-missing", "the Service that the StatefulSet names (serviceName) is not there"),

@@ -12,7 +12,7 @@ use crate::settings::doctoring::Doctoring;
 use crate::settings::{Local, Seat};
 use fields::image_name;
 pub use fields::{containers, flag_of, is_convene, list, number, text, words};
-pub use rights::{RIGHTS, Right, Rights};
+pub use rights::{CHANGE_POD, RIGHTS, Right, Rights};
 use serde_json::Value;
 use std::net::IpAddr;
 use tokio::task::JoinSet;
@@ -138,7 +138,7 @@ impl Objects {
         let (mut seen, budgets, rights) = tokio::join!(
             looked_up(kube, wanted),
             kube.objects(BUDGETS, &namespace, ""),
-            rights::ask(kube, who, &namespace)
+            rights::ask(kube, who, &namespace, pods.iter().max().map(|(_, name)| name.as_str()))
         );
         let mut take = |of: Resource, name: &str| {
             let at = seen.iter().position(|(kind, one, _)| *kind == of.1 && one == name);

@@ -5,7 +5,7 @@
 //! only if a Pod reaches its own one (hairpin), since Consul asks itself at it too; that is tried before it is chosen.
 
 use super::dns::{Dns, LookupError};
-use crate::api::kube::{Kube, Service};
+use crate::api::kube::{Kube, REACHABLE, Service};
 use crate::record::Record;
 use crate::settings::{Local, Stable, Survey};
 use crate::time::SAY_EVERY;
@@ -229,7 +229,8 @@ impl Found {
                 )
             }
             _ => format!(
-                "does Service {pod} have publishNotReadyAddresses: true, port {port}, and the selector statefulset.kubernetes.io/pod-name: {pod}? \
+                "does Service {pod} have publishNotReadyAddresses: true, port {port}, and the selector statefulset.kubernetes.io/pod-name: {pod}, \
+                 and where it selects {REACHABLE} too, has the Pod that label? \
                  Else the cluster's proxy or network plug-in does not lead a Pod back to itself"
             ),
         }

@@ -119,7 +119,11 @@ fn all_wrong() -> Source {
         .with(json_patch(
             "Service",
             "consul-server-2",
-            json!([replace("/spec/ports", ports), remove("/spec/publishNotReadyAddresses")]),
+            json!([
+                replace("/spec/ports", ports),
+                remove("/spec/publishNotReadyAddresses"),
+                remove("/spec/selector/convene.dev~1reachable")
+            ]),
         ))
         .with(json_patch(
             "Service",
@@ -131,7 +135,7 @@ fn all_wrong() -> Source {
             "consul-server",
             json!([replace("/spec/maxUnavailable", json!(2)), remove("/spec/unhealthyPodEvictionPolicy")]),
         ))
-        .with(json_patch("Role", "consul-server", json!([remove("/rules/4"), remove("/rules/0")])))
+        .with(json_patch("Role", "consul-server", json!([remove("/rules/4"), remove("/rules/1"), remove("/rules/0")])))
 }
 
 #[test]
@@ -152,6 +156,7 @@ fn every_mend_mends_as_it_is_printed() {
         "probe-timeout",
         "readiness-probe",
         "role",
+        "service-label",
         "service-missing",
         "service-not-ready",
         "service-ports",

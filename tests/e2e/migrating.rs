@@ -43,7 +43,8 @@ impl Old {
         let (volumes, pods) = (claims(&namespace), namespace.lives(self.selector));
         let cluster = trust_domain(&namespace, &self.pod(0));
 
-        let ours = ["app.kubernetes.io/name=consul", "app.kubernetes.io/component=server"];
+        let ours =
+            ["app.kubernetes.io/name=consul", "app.kubernetes.io/component=server", "convene.dev/reachable=true"];
         namespace.kubectl(&[&["label", "pods", "-l", self.selector, "--overwrite"], &ours[..]].concat());
         namespace.kubectl(&["delete", "statefulset", self.set, "--cascade=orphan"]);
         for service in self.in_the_way {

@@ -89,8 +89,15 @@ impl Kube {
     ///
     /// # Errors
     /// [`KubeError`].
-    pub async fn may(&self, who: Who<'_>, verb: &str, of: Resource, namespace: &str) -> Result<bool, KubeError> {
-        let right = json!({"namespace": namespace, "verb": verb, "group": of.0, "resource": of.1});
+    pub async fn may(
+        &self,
+        who: Who<'_>,
+        verb: &str,
+        of: Resource,
+        namespace: &str,
+        name: Option<&str>,
+    ) -> Result<bool, KubeError> {
+        let right = json!({"namespace": namespace, "verb": verb, "group": of.0, "resource": of.1, "name": name});
         let (resource, kind, within, mut spec) = match who {
             Who::Ourselves => ("selfsubjectaccessreviews", "SelfSubjectAccessReview", None, json!({})),
             Who::ServiceAccount(name) => {

@@ -3,6 +3,7 @@
 //! Takes the objects and what to change, gives the lines. A patch is JSON between single quotes, which it has none of itself.
 
 use super::super::objects::{Objects, text};
+use crate::api::kube::REACHABLE;
 use serde_json::{Value, json};
 
 // === impl Objects ===
@@ -53,6 +54,11 @@ impl Objects {
     pub(super) fn labels(&self) -> Value {
         let labels = self.statefulset.as_ref().ok().and_then(|spec| spec.pointer("/spec/template/metadata/labels"));
         labels.cloned().unwrap_or_else(|| json!({}))
+    }
+
+    /// Whether the Pods have the label by which a server that stops takes itself out of its own Service.
+    pub(super) fn has_reachable(&self) -> bool {
+        self.labels().get(REACHABLE).is_some_and(|said| said == "true")
     }
 
     /// The labels that the StatefulSet itself selects its Pods by.

@@ -3,7 +3,7 @@
 //! Only where its token is mounted: without one convene works by DNS alone, as it was told.
 
 use super::super::finding::{Finding, Report, Unseen};
-use super::super::objects::{Objects, Right, Rights, why_unseen};
+use super::super::objects::{CHANGE_POD, Objects, Right, Rights, why_unseen};
 
 pub(super) fn check(objects: &Objects, report: &mut Report) {
     let Some(Rights { account, answers }) = &objects.rights else { return };
@@ -11,7 +11,8 @@ pub(super) fn check(objects: &Objects, report: &mut Report) {
         return;
     }
     let claims = objects.setting("claim", "CONVENE_CLAIM").is_none_or(|said| said != "off");
-    let needed = |right: &Right| claims || right.resource.1 != "configmaps";
+    let labelled = objects.has_reachable();
+    let needed = |right: &Right| (claims || right.resource.1 != "configmaps") && (labelled || *right != CHANGE_POD);
     let mut missing: Vec<&Right> = Vec::new();
     let mut asked = false;
     for (right, answer) in answers.iter().filter(|(right, _)| needed(right)) {
@@ -41,18 +42,24 @@ pub(super) fn check(objects: &Objects, report: &mut Report) {
         subject: objects.subject("ServiceAccount", account),
         what: format!("it may not {}", lacking.join(", ")),
         why: effects.join("; "),
-        mend: granting(objects, account, claims),
+        mend: granting(objects, account, claims, labelled),
     });
 }
 
 /// A Role of its own with all that is needed: rights add up, and nobody's Role has to be read.
-fn granting(objects: &Objects, account: &str, claims: bool) -> String {
+fn granting(objects: &Objects, account: &str, claims: bool, labelled: bool) -> String {
     let claim =
         if claims { "  - {apiGroups: [\"\"], resources: [configmaps], verbs: [get, create, update]}\n" } else { "" };
+    let pods: Vec<&str> = objects.servers.iter().map(|server| server.name.as_str()).collect();
+    let label = if labelled {
+        format!("  - {{apiGroups: [\"\"], resources: [pods], verbs: [patch], resourceNames: [{}]}}\n", pods.join(", "))
+    } else {
+        String::new()
+    };
     let name = format!("{account}-convene");
     objects.apply(&format!(
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata:\n  name: {name}\nrules:\n  \
-         - {{apiGroups: [\"\"], resources: [pods], verbs: [get, list]}}\n  \
+         - {{apiGroups: [\"\"], resources: [pods], verbs: [get, list]}}\n{label}  \
          - {{apiGroups: [apps], resources: [statefulsets], verbs: [get]}}\n  \
          - {{apiGroups: [\"\"], resources: [services], verbs: [get]}}\n{claim}  \
          - {{apiGroups: [\"\"], resources: [events], verbs: [create]}}\n---\n\

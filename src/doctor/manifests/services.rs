@@ -6,6 +6,7 @@
 use super::super::finding::{Finding, Report, Unseen};
 use super::super::objects::{Objects, Server, containers, flag_of, list, number, text, why_unseen};
 use super::mend::selects;
+use crate::api::kube::REACHABLE;
 use crate::settings::{SERF_PORT, SERVER_PORT};
 use serde_json::{Value, json};
 
@@ -30,7 +31,7 @@ pub(super) fn check(objects: &Objects, report: &mut Report) {
         match &server.service {
             Ok(service) => {
                 report.looked.extend(["service-missing", "service-address", "service-selector"]);
-                report.looked.extend(["service-ports", "service-not-ready"]);
+                report.looked.extend(["service-label", "service-ports", "service-not-ready"]);
                 match service {
                     Some(service) => own(objects, server, service, report),
                     None => report.findings.push(missing(objects, server)),
@@ -65,15 +66,16 @@ fn own(objects: &Objects, server: &Server, service: &Value, report: &mut Report)
         .map(|one| one.name.as_str())
         .collect();
     if reached != [server.name.as_str()] {
-        let wanted = format!(r#"{{"{POD_NAME}":"{}"}}"#, server.name);
         let leads = if reached.is_empty() { "no server".to_owned() } else { reached.join(", ") };
         report.findings.push(Finding {
             check: "service-selector",
             subject: subject.clone(),
             what: format!("its selector {selector} leads to {leads}, and not to {} alone", server.name),
             why: "servers would speak to another one than they mean, and raft never settles".to_owned(),
-            mend: objects.replace("service", &server.name, "/spec/selector", &wanted),
+            mend: objects.replace("service", &server.name, "/spec/selector", &selector_of(objects, server).to_string()),
         });
+    } else {
+        report.findings.extend(label(objects, server, selector));
     }
     let lacking: Vec<String> =
         wanted_ports(objects).iter().filter(|one| !one.is_taken(objects, service)).map(Port::to_string).collect();
@@ -121,13 +123,50 @@ fn service_of(objects: &Objects, server: &Server) -> String {
     let name = &server.name;
     let mut yaml = format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  labels: {}\nspec:\n  publishNotReadyAddresses: true\n  \
-         selector: {{{POD_NAME}: {name}}}\n  ports:\n",
-        objects.labels()
+         selector: {}\n  ports:\n",
+        objects.labels(),
+        selector_of(objects, server)
     );
     for port in mended_ports(objects, &Value::Null).as_array().into_iter().flatten() {
         yaml.push_str(&format!("    - {port}\n"));
     }
     objects.apply(&yaml)
+}
+
+/// By which its own Service should find a server.
+fn selector_of(objects: &Objects, server: &Server) -> Value {
+    let mut selector = json!({POD_NAME: server.name});
+    if objects.has_reachable()
+        && let Some(selector) = selector.as_object_mut()
+    {
+        selector.insert(REACHABLE.to_owned(), json!("true"));
+    }
+    selector
+}
+
+/// What is wrong about the label by which a server that stops takes itself out of its Service, whose selector fits otherwise.
+fn label(objects: &Objects, server: &Server, selector: &Value) -> Option<Finding> {
+    let (name, selects_by_it) = (&server.name, selector.get(REACHABLE).is_some());
+    if !selects_by_it && objects.has_reachable() {
+        return Some(Finding {
+            check: "service-label",
+            subject: objects.subject("Service", name),
+            what: format!("its selector lacks {REACHABLE}, which the Pods have"),
+            why: "a server that stops waits 2 s in vain for its Service to refuse, and the others hear of its return late".to_owned(),
+            mend: objects.replace("service", name, "/spec/selector", &selector_of(objects, server).to_string()),
+        });
+    }
+    let pod = server.pod.as_ref().ok()?.as_ref()?;
+    // A server that stops turns it to false.
+    let stays = text(pod, "/metadata/deletionTimestamp").is_empty();
+    let said = pod.pointer("/metadata/labels").and_then(|labels| labels.get(REACHABLE));
+    (selects_by_it && stays && said != selector.get(REACHABLE)).then(|| Finding {
+        check: "service-label",
+        subject: objects.subject("Pod", name),
+        what: format!("its own Service finds it by the label {REACHABLE}, which it lacks: it was made before that, or the label was changed"),
+        why: "the address that it advertises leads nowhere: the others can dial it no more".to_owned(),
+        mend: objects.kubectl(&format!("label pod {name} --overwrite {REACHABLE}=true")),
+    })
 }
 
 /// The labels of a server's Pod, with those that the controller adds (pod-index since Kubernetes 1.28).

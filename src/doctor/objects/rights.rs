@@ -19,12 +19,13 @@ pub struct Right {
 }
 
 /// All rights of README's table that a server needs.
-pub const RIGHTS: [Right; 7] = [
+pub const RIGHTS: [Right; 8] = [
     Right {
         resource: PODS,
         verb: "get",
         without: "the other servers are found by DNS alone, which is later, and the cause of a stop is unknown: a scale-down does not leave",
     },
+    CHANGE_POD,
     Right {
         resource: STATEFULSETS,
         verb: "get",
@@ -53,6 +54,13 @@ pub const RIGHTS: [Right; 7] = [
     },
 ];
 
+/// That a server may take its own Pod out of its Service; needed where the Pods have the label for it.
+pub const CHANGE_POD: Right = Right {
+    resource: PODS,
+    verb: "patch",
+    without: "a server that stops stays in its own Service until it is gone, and the others hear of its return after 10 s instead of at once",
+};
+
 /// What a service account may do.
 #[derive(Debug)]
 pub struct Rights {
@@ -62,9 +70,17 @@ pub struct Rights {
     pub answers: Vec<(Right, Result<bool, KubeError>)>,
 }
 
-/// Asks for all of them at once.
-pub(super) async fn ask(kube: &Kube, who: Who<'_>, namespace: &str) -> Vec<(Right, Result<bool, KubeError>)> {
-    let ask = |right: Right| async move { (right, kube.may(who, right.verb, right.resource, namespace).await) };
-    let [a, b, c, d, e, f, g] = RIGHTS.map(ask);
-    <[_; RIGHTS.len()]>::from(tokio::join!(a, b, c, d, e, f, g)).into()
+/// Asks for all of them at once. `pod` is the server of the highest ordinal, whose Pod a Role for fewer servers does not name.
+pub(super) async fn ask(
+    kube: &Kube,
+    who: Who<'_>,
+    namespace: &str,
+    pod: Option<&str>,
+) -> Vec<(Right, Result<bool, KubeError>)> {
+    let ask = |right: Right| async move {
+        let name = pod.filter(|_| right == CHANGE_POD);
+        (right, kube.may(who, right.verb, right.resource, namespace, name).await)
+    };
+    let [a, b, c, d, e, f, g, h] = RIGHTS.map(ask);
+    <[_; RIGHTS.len()]>::from(tokio::join!(a, b, c, d, e, f, g, h)).into()
 }
