@@ -1059,15 +1059,14 @@ fn of_two_that_withdraw_at_one_moment_one_goes_back_and_waits_for_the_other() {
 #[test]
 fn who_cannot_go_back_tries_again_and_does_not_go_beside_another() {
     let (mut scene, hook) = two_have_withdrawn();
-    scene.our_label_cannot_be_changed(500);
+    let path = format!("{PODS}/{}", pod_name(scene.us));
+    (0..2).for_each(|_| scene.kubernetes.api.expect(Call::patch(&path, failure(500))));
     scene.our_service_leads_nowhere();
+    scene.wait_for_labels(&[OUT, BACK, BACK, BACK], &hook);
     hook.says("the own Service leads nowhere while the stop waits");
     hook.says("the stop waits: consul-server-0 is about to stop");
-    scene.our_label_can_be_changed();
-    wait_until("the label", || scene.labels_given().ends_with(&[BACK.to_owned()]).then_some(()), || hook.log());
-    hook.says("the stop waits: consul-server-0 is about to stop");
     scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
-    wait_until("the label", || scene.labels_given().ends_with(&[OUT.to_owned()]).then_some(()), || hook.log());
+    scene.wait_for_labels(&[OUT, BACK, BACK, BACK, OUT], &hook);
     hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
 }
 

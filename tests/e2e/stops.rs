@@ -4,7 +4,7 @@
 use crate::support::kubernetes::kubectl;
 use crate::support::kubernetes::machine::processes;
 use crate::support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
-use crate::support::kubernetes::source::{Source, patch};
+use crate::support::kubernetes::source::{Source, json_patch, patch};
 use crate::support::kubernetes::watcher::{Seen, while_watched};
 use crate::{Folder, anywhere, servers};
 use nix::sys::signal::{Signal, kill};
@@ -47,6 +47,25 @@ fn at_the_pods_addresses_a_restart_leaves_and_two_vote_all_the_time() {
         let left = told(&namespace, &server(ordinal), "Left");
         assert!(left.iter().any(|left| left.starts_with("restart (")), "{left:?}");
     }
+}
+
+#[test]
+fn servers_that_were_made_without_the_label_are_brought_over_once_their_pods_have_it() {
+    let namespace = Namespace::new("servers_that_were_made_without_the_label_are_brought_over_once_their_pods_have_it");
+    let without = |folder: &str| json!([{"op": "remove", "path": format!("{folder}/convene.dev~1reachable")}]);
+    let set = json_patch("StatefulSet", "consul-server", without("/spec/template/metadata/labels"));
+    let before = (0..3)
+        .map(server)
+        .fold(servers().with(set), |source, name| source.with(json_patch("Service", &name, without("/spec/selector"))));
+    namespace.apply(&before);
+    let voters = namespace.formed(3);
+    let seen = watched(&namespace, 3, || {
+        namespace.kubectl(&["label", "pods", "-l", SERVERS, "convene.dev/reachable=true"]);
+        namespace.apply(&servers());
+        rolled_out(&namespace, 3);
+    });
+    assert_eq!((seen.fewest_voters, seen.most_away), (3, 1), "{seen:?}");
+    assert_eq!(namespace.formed(3), voters, "the same names, node IDs and addresses");
 }
 
 #[test]
