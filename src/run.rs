@@ -328,7 +328,13 @@ async fn supervise(
                 Happened::Signalled(signal @ (Signal::SIGINT | Signal::SIGQUIT)) if stopping.is_some() => {
                     info!(signal = signal.as_str(), "not handed on: the stop is under way already");
                 }
-                Happened::Signalled(signal) => supervisor.forward(signal),
+                Happened::Signalled(signal) => {
+                    if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) {
+                        // It ends, and is not to come back.
+                        leaving = None;
+                    }
+                    supervisor.forward(signal);
+                }
             },
             course = over(&mut stopping) => {
                 let signal = course.signal;
@@ -377,8 +383,8 @@ async fn supervise(
         info!(code, "the agent was ended for its recovery: it is started again");
         return Ok(Over::Again { signals: supervisor.finish(Instant::now() + STRAGGLERS).await, told: task.told });
     }
-    // One that has left ends at once, and may do so before it answers.
-    if let Some(leaving) = leaving {
+    // One that has left ends with 0, and may do so before it answers.
+    if let Some(leaving) = leaving.filter(|_| code == 0) {
         if let Ok((_, (_, event))) = timeout(HEARD, leaving).await {
             events.tell(event);
         }

@@ -177,7 +177,7 @@ impl World {
         let lacking = self.lacking.clone();
         let replicas =
             self.objects.get(&key("StatefulSet", "consul-server")).and_then(|set| set["spec"]["replicas"].as_u64());
-        let highest = format!("consul-server-{}", replicas.unwrap_or(3) - 1);
+        let highest = replicas.unwrap_or(3).checked_sub(1).map(|highest| format!("consul-server-{highest}"));
         let review = move |request: &Request| {
             let asked: Value = serde_json::from_str(&request.body).unwrap();
             let right = &asked["spec"]["resourceAttributes"];
@@ -351,6 +351,15 @@ fn label<'a>(object: &'a mut Value, within: &str) -> &'a mut Value {
 fn a_pod_without_the_label_that_its_service_asks_for_is_found_and_one_that_stops_is_not() {
     let mend = "kubectl -n prod label pod consul-server-2 --overwrite convene.dev/reachable=true";
     finds("service-label", POD, &["which it lacks", mend], |world| *label(world.pod(2), "") = Value::Null);
+    // Else the mend would take it out of its Service.
+    finds("service-label", SECOND, &[&format!("{mend}\nkubectl -n prod patch service")], |world| {
+        *label(world.pod(2), "") = Value::Null;
+        world.service("consul-server-2")["selector"].as_object_mut().unwrap().remove("convene.dev/reachable");
+    });
+    finds("service-selector", SECOND, &[&format!("{mend}\nkubectl -n prod patch service")], |world| {
+        *label(world.pod(2), "") = Value::Null;
+        world.service("consul-server-2")["selector"] = Value::Null;
+    });
     if kubectl_is_here("a_pod_without_the_label_that_its_service_asks_for_is_found_and_one_that_stops_is_not") {
         let mut world = World::new();
         *label(world.pod(2), "") = json!("false");
@@ -651,6 +660,17 @@ fn a_right_that_the_account_lacks_is_found_with_what_lacks_without_it() {
     finds("role", account, &["may not get pods, get services"], |world| {
         world.lacking = vec![("get", "services"), ("get", "pods")];
     });
+}
+
+#[test]
+fn of_a_statefulset_that_sleeps_nobody_is_asked_whether_its_pods_may_be_changed() {
+    if kubectl_is_here("of_a_statefulset_that_sleeps_nobody_is_asked_whether_its_pods_may_be_changed") {
+        let mut world = World::new();
+        world.spec()["replicas"] = json!(0);
+        (0..3).for_each(|ordinal| world.without("Pod", &format!("consul-server-{ordinal}")));
+        world.lacking = vec![("patch", "pods")];
+        assert!(!checks_of(&world.report().0).contains(&"role"));
+    }
 }
 
 #[test]

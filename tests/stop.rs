@@ -1037,9 +1037,12 @@ fn a_pod_that_is_not_deleted_or_has_no_such_label_or_no_stable_address_is_not_ch
 fn two_have_withdrawn() -> (Scene, Running) {
     let scene = Scene::of(1, 3);
     scene.our_labelled_pod_is_deleted();
+    // At the first look, and not at the one after it.
+    let path = format!("{PODS}/{}", pod_name(0));
+    scene.kubernetes.api.expect(Call::get(&path, Reply::ok(&running(0, scene.ip(0).into()).to_string())));
+    scene.withdraws(0);
     let hook = scene.start_leave(&[], "600s");
     scene.wait_for_labels(&[OUT], &hook);
-    scene.withdraws(0);
     (scene, hook)
 }
 
@@ -1067,6 +1070,32 @@ fn who_cannot_go_back_tries_again_and_does_not_go_beside_another() {
     hook.says("the stop waits: consul-server-0 is about to stop");
     scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
     scene.wait_for_labels(&[OUT, BACK, BACK, BACK, OUT], &hook);
+    hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
+}
+
+#[test]
+fn who_is_not_told_whether_it_is_out_of_its_service_tries_again() {
+    let mut scene = Scene::new(3);
+    scene.our_labelled_pod_is_deleted();
+    let path = format!("{PODS}/{}", pod_name(scene.us));
+    (0..2).for_each(|_| scene.kubernetes.api.expect(Call::patch(&path, failure(500))));
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[OUT, OUT, OUT], &hook);
+    scene.our_service_leads_nowhere();
+    hook.ended().ends(0, &["the own Service may lead to nobody", "its Service leads nowhere after"]);
+}
+
+#[test]
+fn a_stop_that_finds_its_pod_out_of_its_service_puts_it_back_while_it_waits() {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    scene.withdraws(1);
+    scene.withdraws(0);
+    let hook = scene.start_leave(&[], "600s");
+    scene.wait_for_labels(&[BACK], &hook);
+    scene.kubernetes.pod(0, &running(0, scene.ip(0).into()));
+    scene.wait_for_labels(&[BACK, OUT], &hook);
+    scene.our_service_leads_nowhere();
     hook.ended().ends(0, &["because consul-server-0 is about to stop"]).never_says("in vain");
 }
 

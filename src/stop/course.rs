@@ -14,7 +14,7 @@ use super::voters::{Asker, View};
 use super::withdraw::{restore, withdraw};
 use super::{AFTER_HOOK, ENDING, RESERVE, gates, guard};
 use crate::api::consul::{Agent, ApiError, Peers};
-use crate::api::kube::{Event, Kube, Timestamp};
+use crate::api::kube::{Event, Kube, KubeError, Timestamp};
 use crate::exit::{Code, Failure, chain};
 use crate::record::Volume;
 use crate::settings::{Leave, Local, Role, Stop};
@@ -30,6 +30,8 @@ use tracing::{info, warn};
 const LOOK: Duration = Duration::from_millis(100);
 /// What kubelet, a machine that shuts down or an eviction gives without saying so.
 const CONTAINER: Duration = Duration::from_secs(10);
+/// How long calls may fail while we are out of our Service until the stop goes on as it is.
+const PASSING: Duration = Duration::from_secs(5);
 /// With less than this a leave, or a wait for another server, does not fit.
 const ENOUGH: Duration = Duration::from_secs(20);
 
@@ -242,55 +244,81 @@ impl Stopper {
         }
     }
 
-    /// The servers as they are now, with the names of their Pods.
-    async fn see(&mut self) -> Result<View, ApiError> {
-        if self.asker.pods.is_empty() {
-            self.asker.learn().await;
-        }
-        self.asker.view().await
-    }
-
     /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service, which the others see;
     /// then looks once more, since another one may have done so at the same moment, and only one of us goes.
     async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
-        let (mut wait, mut astray): (Option<Wait>, _) = (None, Wait::begin());
+        let (mut wait, mut trouble): (Option<Wait>, _) = (None, Trouble::default());
         // A second is kept for handing leadership over.
         let last = deadline - ENDING * 2;
         let first = half(begun, deadline).min(last);
         let mut seen = guard::Seen::default();
-        let mut us = self.us();
+        let mut us = Us { withdrawn: self.looker.is_withdrawn(), ..self.us() };
+        // A change of our label that failed may have been made all the same.
+        let mut unsure = false;
+        let mut handed_over = false;
+        let mut looked: Option<Instant> = None;
         loop {
-            let view = match self.see().await {
+            let view = match self.asker.see().await {
                 Ok(view) => view,
-                Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
-            };
-            seen.look(&view, us);
-            let line = guard::waits_for(&view, us, &seen, begun.elapsed());
-            let late = Instant::now() >= seen.until(&view, first, last);
-            if let Some(line) = line {
-                let wait = wait.get_or_insert_with(Wait::begin);
-                wait.say("the stop waits", line);
-                wait.in_vain = late;
-                if !late {
-                    if us.withdrawn {
-                        us.withdrawn = match restore(&self.looker).await {
-                            Ok(()) => false,
-                            Err(error) => {
-                                astray.say("the own Service leads nowhere while the stop waits", chain(&error));
-                                true
-                            }
-                        };
-                    }
+                Err(error) if us.withdrawn && trouble.is_bearable(&error) => {
                     sleep(LOOK).await;
                     continue;
                 }
+                Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
+            };
+            let waited = looked.get_or_insert_with(Instant::now).elapsed();
+            seen.look(&view, us);
+            let line = guard::waits_for(&view, us, &seen, waited);
+            let late = Instant::now() >= seen.until(&view, first, last);
+            if let Some(line) = &line {
+                let wait = wait.get_or_insert_with(Wait::begin);
+                wait.say("the stop waits", line.clone());
+                wait.in_vain = late;
             }
-            self.hand_over(&view, deadline, steps).await;
-            // Where nobody else votes nobody dials.
-            let Some(server) = self.stable.filter(|_| !us.withdrawn && !view.others.is_empty()) else { break };
-            us.withdrawn = withdraw(&self.looker, server, steps).await;
-            if !us.withdrawn || late {
+            let astray = us.withdrawn || unsure;
+            // Leadership that came to us since is handed over first, which needs our Service.
+            let leads_since = us.withdrawn && view.we_lead() && !handed_over;
+            if !late && (line.is_some() || leads_since) {
+                if astray {
+                    us.withdrawn = false;
+                    unsure = match restore(&self.looker).await {
+                        Ok(()) => false,
+                        Err(error) => {
+                            trouble.say("the own Service leads nowhere while the stop waits", &error);
+                            true
+                        }
+                    };
+                }
+                sleep(LOOK).await;
+                continue;
+            }
+            if us.withdrawn {
+                // Whether another one has withdrawn too is worth a moment.
+                if !late && view.others.iter().any(|voter| voter.untold) && trouble.is_young() {
+                    sleep(LOOK).await;
+                    self.asker.forget().await;
+                    continue;
+                }
                 break;
+            }
+            // Once before the same withdrawal, however often that is tried.
+            if !unsure {
+                handed_over |= view.we_lead();
+                self.hand_over(&view, deadline, steps).await;
+            }
+            // Where nobody else votes nobody dials.
+            let Some(server) = self.stable.filter(|_| !view.others.is_empty()) else { break };
+            match withdraw(&self.looker, server, steps).await {
+                Ok(true) if !late => us.withdrawn = true,
+                Ok(_) => break,
+                Err(error) => {
+                    trouble.say("the own Service may lead to nobody", &error);
+                    unsure = true;
+                    if late || !trouble.is_young() {
+                        break;
+                    }
+                    sleep(LOOK).await;
+                }
             }
             self.asker.forget().await;
         }
@@ -326,9 +354,10 @@ impl Stopper {
         let returns = known.cause == Cause::Restart;
         let mut wait: Option<Wait> = None;
         let mut seen = guard::Seen::default();
+        let mut looked: Option<Instant> = None;
         let mut line = "the own agent does not answer".to_owned();
         loop {
-            line = match timeout_at(deadline - ENDING, self.see()).await {
+            line = match timeout_at(deadline - ENDING, self.asker.see()).await {
                 // What was seen last counts.
                 Err(_) => line,
                 Ok(Err(error)) => error.to_string(),
@@ -338,9 +367,10 @@ impl Stopper {
                 }
                 Ok(Ok(view)) => {
                     seen.look(&view, self.us());
+                    let waited = looked.get_or_insert_with(Instant::now).elapsed();
                     // One that comes back looks that nobody else is away, for as long as at any other restart. At another
                     // address a majority needs each other's votes to come back.
-                    let waits = || guard::waits_for(&view, self.us(), &seen, begun.elapsed());
+                    let waits = || guard::waits_for(&view, self.us(), &seen, waited);
                     let together = returns && guard::majority_goes(&view);
                     let may_wait = returns && !together && Instant::now() < half(begun, deadline);
                     let returning = if may_wait { waits() } else { None };
@@ -415,7 +445,32 @@ impl Stopper {
     }
 }
 
-/// Half of the grace period: nobody waits longer for another server.
+/// Calls that fail between two looks at the others, which are worth another try for a moment.
+#[derive(Debug, Default)]
+struct Trouble {
+    since: Option<Instant>,
+    said: Option<Wait>,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// It may pass; from the first time on that this is asked.
+    fn is_young(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() < PASSING
+    }
+
+    /// Whether our agent may answer yet.
+    fn is_bearable(&mut self, error: &ApiError) -> bool {
+        !matches!(error, ApiError::Refused { .. }) && self.is_young()
+    }
+
+    fn say(&mut self, what: &str, error: &KubeError) {
+        self.said.get_or_insert_with(Wait::begin).say(what, chain(error));
+    }
+}
+
+/// Half of the grace period: the first of those that wait for a server waits no longer for it.
 fn half(begun: Instant, deadline: Instant) -> Instant {
     begun + (deadline.saturating_duration_since(begun) + RESERVE) / 2
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a server is waited for that was away already when our TERM came.
+/// How long a server is waited for that was away already at the first look.
 pub const DEAD: Duration = Duration::from_secs(5);
 
 /// And one whose Pod was being deleted, for as long as that is so: a machine that is lost keeps a Pod so for ever.
@@ -27,8 +27,8 @@ pub struct Us {
 /// What was seen of the others since our TERM came.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Those that are away since the first look, and how long each is waited for.
-    dead: Option<BTreeMap<SocketAddr, Duration>>,
+    /// Those that are away since the first look, and whether their Pods were being deleted.
+    dead: Option<BTreeMap<SocketAddr, bool>>,
     /// Those that were to go before us, whether they have or not.
     before: BTreeSet<SocketAddr>,
 }
@@ -39,14 +39,19 @@ impl Seen {
     /// Looks once more.
     pub fn look(&mut self, view: &View, us: Us) {
         let away = || view.others.iter().filter(|voter| !voter.is_healthy());
-        let patience = |voter: &Voter| if voter.terminating { GOING } else { DEAD };
-        let dead = self.dead.get_or_insert_with(|| away().map(|voter| (voter.address, patience(voter))).collect());
+        let dead = self.dead.get_or_insert_with(|| away().map(|voter| (voter.address, false)).collect());
         // One that is well again, or that comes back in a new Pod, is no dead one.
-        let is_still = |voter: &Voter, patience| voter.terminating || voter.untold || patience == DEAD;
-        dead.retain(|address, patience| away().any(|voter| voter.address == *address && is_still(voter, *patience)));
-        let before =
-            view.others.iter().filter(|voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us));
-        self.before.extend(before.map(|voter| voter.address));
+        dead.retain(|address, going| {
+            let Some(voter) = away().find(|voter| voter.address == *address) else { return false };
+            let anew = *going && !voter.terminating && !voter.untold;
+            *going |= voter.terminating;
+            !anew
+        });
+        let first = |voter: &&Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
+        // Whoever is well and is not to go first any more is none of them.
+        let well = view.others.iter().filter(|voter| voter.is_healthy() && !first(voter)).map(|voter| voter.address);
+        well.for_each(|address| _ = self.before.remove(&address));
+        self.before.extend(view.others.iter().filter(first).map(|voter| voter.address));
     }
 
     /// When nobody is waited for any longer, between two moments: the later, the more are to go before us. So those that wait in vain
@@ -58,11 +63,12 @@ impl Seen {
     }
 
     fn is_dead(&self, voter: &Voter, waited: Duration) -> bool {
-        self.dead.as_ref().and_then(|dead| dead.get(&voter.address)).is_some_and(|patience| waited >= *patience)
+        let going = self.dead.as_ref().and_then(|dead| dead.get(&voter.address));
+        going.is_some_and(|going| waited >= if *going { GOING } else { DEAD })
     }
 }
 
-/// For whom to wait; `None`: nobody. `waited` is how long ago our TERM came.
+/// For whom to wait; `None`: nobody. `waited` is how long ago the first look was.
 ///
 /// Of those that stop at once one goes after the other, so that no quorum is lost, although all of them go: first who has withdrawn
 /// from its Service, then the higher ordinal. Who has withdrawn looks once more: of two that did so at one moment each sees the other.
@@ -75,14 +81,11 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
         return Some(format!("{} is about to stop", voter.name()));
     }
     // It is lost already, with us and without.
-    if (view.others.iter().filter(|voter| voter.is_healthy()).count() + 1) * 2 <= view.count() {
+    if (view.others.iter().filter(|voter| voter.answers).count() + 1) * 2 <= view.count() {
         return None;
     }
-    if us.withdrawn {
-        if let Some(voter) = view.others.iter().filter(lives).find(|voter| voter.untold) {
-            return Some(format!("the Kubernetes API does not tell whether {} stops too", voter.name()));
-        }
-    } else if let Some(voter) = view.others.iter().find(|voter| is_going(voter) && comes_first(voter, view, us)) {
+    let first = |voter: &&Voter| !us.withdrawn && is_going(voter) && comes_first(voter, view, us);
+    if let Some(voter) = view.others.iter().find(first) {
         return Some(format!("{} stops too, and the higher ordinal goes first", voter.name()));
     }
     let mut awaited = view.others.iter().filter(lives);
@@ -100,12 +103,13 @@ fn is_going(voter: &Voter) -> bool {
     voter.terminating && voter.is_healthy()
 }
 
-/// The higher ordinal, as a StatefulSet itself goes; without ordinals the higher address.
+/// The higher ordinal, as a StatefulSet itself goes, and of two StatefulSets the higher address; where any Pod has no ordinal the address
+/// decides for all, since everybody must come to the same order.
 fn comes_first(other: &Voter, view: &View, us: Us) -> bool {
-    match (other.ordinal, us.ordinal) {
-        (Some(theirs), Some(ours)) => theirs > ours,
-        _ => view.us.is_some_and(|us| other.address > us),
-    }
+    let Some(address) = view.us else { return false };
+    let ranked = us.ordinal.is_some() && view.others.iter().all(|voter| voter.rank().is_some());
+    let rank = |rank: Option<u32>| rank.filter(|_| ranked);
+    (rank(other.rank()), other.address) > (rank(us.ordinal), address)
 }
 
 #[cfg(test)]
@@ -120,7 +124,7 @@ mod tests {
     }
 
     fn waits(view: &View, dead: &[u32], waited: Duration) -> Option<String> {
-        let dead = Some(dead.iter().map(|ordinal| (at(*ordinal), DEAD)).collect());
+        let dead = Some(dead.iter().map(|ordinal| (at(*ordinal), false)).collect());
         waits_for(view, us(1), &Seen { dead, ..Seen::default() }, waited)
     }
 
@@ -214,9 +218,6 @@ mod tests {
         assert_eq!(waits(vec![voter(0), voter(2).going()]), None);
         assert!(waits(vec![voter(0).withdrawn(), voter(2)]).unwrap().contains("consul-server-0 is about to stop"));
         assert!(waits(vec![voter(0), voter(2).away()]).unwrap().contains("consul-server-2 is away"));
-        let untold = Voter { untold: true, ..voter(2) };
-        assert!(waits(vec![voter(0), untold.clone()]).unwrap().contains("whether consul-server-2 stops too"));
-        assert_eq!(looks(1, &[view(1, vec![voter(0), untold])]), None, "before that it makes no difference");
     }
 
     #[test]
@@ -250,6 +251,8 @@ mod tests {
         assert!(highest < middle && middle < lowest && lowest < last);
         let first_is_away = view(1, vec![voter(0).going(), voter(2).away()]);
         assert_eq!(until(1, &[all_go(1, [0, 2]), first_is_away]), middle, "it is remembered");
+        let [withdrawn, back] = [voter(0).withdrawn(), voter(0).going()].map(|low| view(1, vec![low, voter(2).away()]));
+        assert_eq!(until(1, &[withdrawn, back]), first, "one that went back goes after us");
     }
 
     #[test]
@@ -258,6 +261,34 @@ mod tests {
         assert_eq!(waits(&view(1, vec![voter(0).away(), voter(2).away(), voter(3).away(), voter(4)]), &[], NOW), None);
         let two_of_four = view(1, vec![voter(0).away(), voter(2).away(), voter(3), voter(4)]);
         assert!(waits(&two_of_four, &[], NOW).is_some());
+        let an_election = view(1, vec![voter(0).astray(), voter(2).away()]);
+        assert!(waits(&an_election, &[], NOW).is_some(), "two of three are there");
+    }
+
+    #[test]
+    fn a_server_that_is_heard_later_to_be_deleted_is_waited_for_longer() {
+        let untold = || view(1, vec![voter(0), Voter { untold: true, ..voter(2).away() }]);
+        let going = || view(1, vec![voter(0), voter(2).going().away()]);
+        assert_eq!(waits_for(&untold(), us(1), &seen_by(1, &[untold()]), DEAD), None);
+        let seen = seen_by(1, &[untold(), going(), untold()]);
+        assert!(waits_for(&untold(), us(1), &seen, DEAD).is_some());
+        assert_eq!(waits_for(&untold(), us(1), &seen, GOING), None);
+    }
+
+    #[test]
+    fn servers_of_several_statefulsets_have_one_order() {
+        let of = |(set, ordinal, address): (&str, u32, u32)| Voter {
+            pod: Some(format!("{set}-{ordinal}")),
+            ordinal: None,
+            address: at(address),
+            ..voter(0).going()
+        };
+        let all = [("a", 2, 1), ("a", 1, 3), ("b", 0, 2)];
+        let waits = all.map(|one| {
+            let others = all.into_iter().filter(|other| *other != one).map(of).collect();
+            looks(one.1, &[view(one.2, others)]).is_some()
+        });
+        assert_eq!(waits, [false, true, true]);
     }
 
     #[test]

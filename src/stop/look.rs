@@ -44,11 +44,16 @@ impl Looker {
         self.pod.as_ref()?.revision.as_deref()
     }
 
+    /// Whether our own Pod, being deleted, was out of its Service already at the last look, by a stop that did not come to its end.
+    pub fn is_withdrawn(&self) -> bool {
+        self.pod.as_ref().is_some_and(|pod| pod.is_terminating() && pod.reachable == Some(false))
+    }
+
     /// Takes our own Pod out of its Service, or puts it there again. `None`: no Service finds it by the label for that, or it is not
     /// being deleted.
     pub async fn set_reachable(&self, reachable: bool) -> Option<Result<(), KubeError>> {
         let (kube, namespace) = self.kube.as_ref()?;
-        let pod = self.pod.as_ref().filter(|pod| pod.reachable == Some(true) && pod.is_terminating())?;
+        let pod = self.pod.as_ref().filter(|pod| pod.reachable.is_some() && pod.is_terminating())?;
         Some(kube.set_reachable(namespace, &pod.name, &pod.uid, reachable).await)
     }
 

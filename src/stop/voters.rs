@@ -24,6 +24,9 @@ pub(super) const ASKED: Duration = Duration::from_millis(700);
 /// How soon the Kubernetes API is asked again of the same Pod: of many servers that wait each asks for all others.
 const TOLD: Duration = Duration::from_millis(500);
 
+/// How soon the names of Pods are asked for again when one is not known.
+const LEARN: Duration = Duration::from_secs(2);
+
 /// The servers as they are now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
@@ -48,11 +51,13 @@ pub struct Voter {
     pub ordinal: Option<u32>,
     /// Why it is away; `None`: it answers and follows the same leader.
     pub away: Option<String>,
+    /// It answers, whomever it follows: in an election no two need agree.
+    pub answers: bool,
     /// Its Pod is being deleted.
     pub terminating: bool,
     /// And it was taken out of its own Service, right before its end.
     pub withdrawn: bool,
-    /// The Kubernetes API was asked of its Pod and did not tell.
+    /// The Kubernetes API was asked of its Pod and failed to tell, which it may do the next time.
     pub untold: bool,
     /// The revision of the StatefulSet that its Pod was made from.
     pub revision: Option<String>,
@@ -85,9 +90,32 @@ impl Voter {
         self.away.is_none()
     }
 
+    /// The ordinal in its Pod's name, whichever StatefulSet that is of.
+    pub fn rank(&self) -> Option<u32> {
+        self.pod.as_deref().and_then(Seat::of_pod).map(|seat| seat.ordinal)
+    }
+
     /// As a person would call it.
     pub fn name(&self) -> String {
         self.pod.clone().unwrap_or_else(|| self.address.ip().to_string())
+    }
+}
+
+/// Why another server cannot be counted on.
+enum Away {
+    /// It follows another leader than we, or none.
+    Follows(Option<SocketAddr>),
+    /// It does not answer, for this reason.
+    Silent(String),
+}
+
+impl std::fmt::Display for Away {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Follows(Some(leader)) => write!(f, "it follows {leader}"),
+            Self::Follows(None) => f.write_str("it knows no leader"),
+            Self::Silent(why) => f.write_str(why),
+        }
     }
 }
 
@@ -108,6 +136,8 @@ pub struct Asker {
     pub pods: BTreeMap<IpAddr, String>,
     /// What the Kubernetes API said of the others' Pods, and when.
     told: Told,
+    /// When the Pods' addresses were asked for last.
+    learned: Option<Instant>,
 }
 
 /// What was said of each Pod, and when; shared by those that ask for one server each.
@@ -124,11 +154,12 @@ impl Asker {
         seat: Option<Seat>,
         addresses: BTreeSet<IpAddr>,
     ) -> Self {
-        Self { agent, peers, kube, seat, addresses, pods: BTreeMap::new(), told: Told::default() }
+        Self { agent, peers, kube, seat, addresses, pods: BTreeMap::new(), told: Told::default(), learned: None }
     }
 
     /// Learns which Pod is at which address: by the member list (`node:read`), else by the Kubernetes API.
     pub async fn learn(&mut self) {
+        self.learned = Some(Instant::now());
         let mut members = self.agent.servers().await.unwrap_or_default();
         // The address of one that is gone may be another's by now.
         members.sort_by_key(Member::is_alive);
@@ -206,13 +237,14 @@ impl Asker {
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
         let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
-        let untold = told.is_err();
+        let untold = told.as_ref().is_err_and(|error| !error.is_refusal());
         let told = told.unwrap_or_default();
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
             ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
-            away,
+            answers: !matches!(away, Some(Away::Silent(_))),
+            away: away.map(|away| away.to_string()),
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
             withdrawn: told.as_ref().is_some_and(|pod| pod.is_terminating() && pod.reachable == Some(false)),
             untold,
@@ -222,22 +254,25 @@ impl Asker {
     }
 
     /// Why a server cannot be counted on.
-    async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<String> {
+    async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<Away> {
+        let silent = |why: String| Some(Away::Silent(why));
         let asked = async {
-            let mut open = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
-            let agent = self.peers.at(address.ip()).map_err(|error| error.to_string())?;
+            let mut open = match TcpStream::connect(address).await {
+                Ok(open) => open,
+                Err(error) => return silent(format!("{address}: {error}")),
+            };
+            let agent = match self.peers.at(address.ip()) {
+                Ok(agent) => agent,
+                Err(error) => return silent(error.to_string()),
+            };
             match agent.leader().await {
-                Ok(theirs) if theirs == leader => Ok(()),
-                Ok(Some(theirs)) => Err(format!("it follows {theirs}")),
-                Ok(None) => Err("it knows no leader".to_owned()),
-                Err(ApiError::Refused { .. }) if is_preparing(&mut open).await => Err("it is starting".to_owned()),
-                Err(error) => Err(error.to_string()),
+                Ok(theirs) if theirs == leader => None,
+                Ok(theirs) => Some(Away::Follows(theirs)),
+                Err(ApiError::Refused { .. }) if is_preparing(&mut open).await => silent("it is starting".to_owned()),
+                Err(error) => silent(error.to_string()),
             }
         };
-        match timeout(ASKED, asked).await {
-            Ok(answer) => answer.err(),
-            Err(_) => Some(format!("{address} is silent")),
-        }
+        timeout(ASKED, asked).await.unwrap_or_else(|_| silent(format!("{address} is silent")))
     }
 
     /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before; `None`: there is none, or nobody to ask.
@@ -250,6 +285,24 @@ impl Asker {
         let told = kube.pod(namespace, pod).await?;
         self.told.lock().await.insert(pod.to_owned(), (told.clone(), Instant::now()));
         Ok(told)
+    }
+
+    /// The servers as they are now, with the names of their Pods.
+    ///
+    /// # Errors
+    /// [`ApiError`]: the own agent does not tell.
+    pub async fn see(&mut self) -> Result<View, ApiError> {
+        if self.learned.is_none() {
+            self.learn().await;
+        }
+        let view = self.view().await?;
+        // Whoever became a member since.
+        let nameless = self.kube.is_some() && view.others.iter().any(|voter| voter.pod.is_none());
+        if nameless && self.learned.is_none_or(|at| at.elapsed() >= LEARN) {
+            self.learn().await;
+            return self.view().await;
+        }
+        Ok(view)
     }
 
     /// Has the Kubernetes API asked again at the next look.
@@ -281,6 +334,7 @@ pub(crate) mod tests {
             pod: Some(format!("consul-server-{ordinal}")),
             ordinal: Some(ordinal),
             away: None,
+            answers: true,
             terminating: false,
             withdrawn: false,
             untold: false,
@@ -297,7 +351,12 @@ pub(crate) mod tests {
     impl Voter {
         /// One that does not answer.
         pub fn away(self) -> Self {
-            Self { away: Some("it does not answer".to_owned()), ..self }
+            Self { away: Some("it does not answer".to_owned()), answers: false, ..self }
+        }
+
+        /// One that answers, and follows no leader or another.
+        pub fn astray(self) -> Self {
+            Self { away: Some("it knows no leader".to_owned()), ..self }
         }
 
         /// One whose Pod is being deleted.

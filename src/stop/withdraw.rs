@@ -25,26 +25,30 @@ const DIAL: Duration = Duration::from_millis(50);
 /// A dial that takes longer is none that is refused.
 const REFUSED: Duration = Duration::from_millis(250);
 
-/// Has the Service of our Pod lead nowhere; `server` is our server port behind it. False: it was not asked for, or may not be.
-pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) -> bool {
+/// Has the Service of our Pod lead nowhere; `server` is our server port behind it. False: no Service finds us by the label, or it may not
+/// be changed, and the stop goes on without.
+///
+/// # Errors
+/// [`KubeError`]: what became of the label is not known.
+pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) -> Result<bool, KubeError> {
     let begun = Instant::now();
     match looker.set_reachable(false).await {
-        None => return false,
-        Some(Err(error)) => {
+        None => return Ok(false),
+        Some(Err(error)) if error.is_refusal() => {
             info!("{}: the others may hear later of this server's return", chain(&error));
-            return false;
+            return Ok(false);
         }
-        Some(Ok(())) => {}
+        Some(changed) => changed?,
     }
     while begun.elapsed() < CHANGED {
         if is_refused(server).await {
             steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
-            return true;
+            return Ok(true);
         }
         sleep(DIAL).await;
     }
     info!("the own Service still leads here after {}", time::text(CHANGED));
-    true
+    Ok(true)
 }
 
 /// Has it lead to us again, since it is not our turn.

@@ -72,7 +72,7 @@ fn own(objects: &Objects, server: &Server, service: &Value, report: &mut Report)
             subject: subject.clone(),
             what: format!("its selector {selector} leads to {leads}, and not to {} alone", server.name),
             why: "servers would speak to another one than they mean, and raft never settles".to_owned(),
-            mend: objects.replace("service", &server.name, "/spec/selector", &selector_of(objects, server).to_string()),
+            mend: selected(objects, server),
         });
     } else {
         report.findings.extend(label(objects, server, selector));
@@ -130,7 +130,11 @@ fn service_of(objects: &Objects, server: &Server) -> String {
     for port in mended_ports(objects, &Value::Null).as_array().into_iter().flatten() {
         yaml.push_str(&format!("    - {port}\n"));
     }
-    objects.apply(&yaml)
+    let applied = objects.apply(&yaml);
+    match labelled(objects, server) {
+        Some(labelled) => format!("{labelled}\n{applied}"),
+        None => applied,
+    }
 }
 
 /// By which its own Service should find a server.
@@ -144,6 +148,33 @@ fn selector_of(objects: &Objects, server: &Server) -> Value {
     selector
 }
 
+/// Has its own Service find a server; its Pod must have the label before.
+fn selected(objects: &Objects, server: &Server) -> String {
+    let replaced =
+        objects.replace("service", &server.name, "/spec/selector", &selector_of(objects, server).to_string());
+    match labelled(objects, server) {
+        Some(labelled) => format!("{labelled}\n{replaced}"),
+        None => replaced,
+    }
+}
+
+/// How a Pod gets the label, where it lacks it and should have it. One that is being deleted goes without.
+fn labelled(objects: &Objects, server: &Server) -> Option<String> {
+    let pod = server.pod.as_ref().ok()?.as_ref()?;
+    let stays = text(pod, "/metadata/deletionTimestamp").is_empty();
+    let has_it =
+        pod.pointer("/metadata/labels").and_then(|labels| labels.get(REACHABLE)).is_some_and(|said| said == "true");
+    (stays && !has_it)
+        .then(|| objects.kubectl(&format!("label pod {} --overwrite {REACHABLE}=true", server.name)))
+        .filter(|_| objects.has_reachable() || is_asked(server))
+}
+
+/// Whether its own Service finds a server by the label.
+fn is_asked(server: &Server) -> bool {
+    let service = server.service.as_ref().ok().and_then(Option::as_ref);
+    service.and_then(|service| service.pointer("/spec/selector")?.get(REACHABLE)).is_some()
+}
+
 /// What is wrong about the label by which a server that stops takes itself out of its Service, whose selector fits otherwise.
 fn label(objects: &Objects, server: &Server, selector: &Value) -> Option<Finding> {
     let (name, selects_by_it) = (&server.name, selector.get(REACHABLE).is_some());
@@ -153,19 +184,18 @@ fn label(objects: &Objects, server: &Server, selector: &Value) -> Option<Finding
             subject: objects.subject("Service", name),
             what: format!("its selector lacks {REACHABLE}, which the Pods have"),
             why: "a server that stops waits 2 s in vain for its Service to refuse, and the others hear of its return late".to_owned(),
-            mend: objects.replace("service", name, "/spec/selector", &selector_of(objects, server).to_string()),
+            mend: selected(objects, server),
         });
     }
-    let pod = server.pod.as_ref().ok()?.as_ref()?;
-    // A server that stops turns it to false.
-    let stays = text(pod, "/metadata/deletionTimestamp").is_empty();
-    let said = pod.pointer("/metadata/labels").and_then(|labels| labels.get(REACHABLE));
-    (selects_by_it && stays && said != selector.get(REACHABLE)).then(|| Finding {
+    let mend = labelled(objects, server).filter(|_| selects_by_it)?;
+    Some(Finding {
         check: "service-label",
         subject: objects.subject("Pod", name),
-        what: format!("its own Service finds it by the label {REACHABLE}, which it lacks: it was made before that, or the label was changed"),
+        what: format!(
+            "its own Service finds it by the label {REACHABLE}, which it lacks: it was made before that, or the label was changed"
+        ),
         why: "the address that it advertises leads nowhere: the others can dial it no more".to_owned(),
-        mend: objects.kubectl(&format!("label pod {name} --overwrite {REACHABLE}=true")),
+        mend,
     })
 }
 
