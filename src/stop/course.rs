@@ -309,7 +309,7 @@ impl Stopper {
             // Where nobody else votes nobody dials.
             let Some(server) = self.stable.filter(|_| !view.others.is_empty()) else { break };
             match withdraw(&self.looker, server, steps).await {
-                Ok(true) if !late => us.withdrawn = true,
+                Ok(true) if !late => (us.withdrawn, unsure) = (true, false),
                 Ok(_) => break,
                 Err(error) => {
                     trouble.say("the own Service may lead to nobody", &error);
