@@ -58,8 +58,7 @@ pub async fn prepare(node: &Node, how: How) -> Result<Prepared, Failure> {
     let kube = node.survey.kube();
     // A fleet of clients would write more Events than anybody reads.
     let events = kube.clone().filter(|_| node.role == Role::Server);
-    let mut owner = node.local.owner.clone();
-    owner.namespace = owner.namespace.or_else(|| node.survey.namespace.clone());
+    let owner = node.local.owner.clone().or_in(node.survey.namespace.as_ref());
     let events = Events::on(events, &owner);
     let place = place(&node.local.owner.pod);
     put_off(node.jitter.mul_f64(place)).await;

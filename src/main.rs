@@ -318,7 +318,7 @@ async fn recover_command(reader: Reader<'_>, args: &RecoverArgs) -> Result<u8, F
     if let Some(record) = holding(&local).and_then(|holding| holding.record) {
         settings.stable = record.stable;
     }
-    local.owner.namespace = local.owner.namespace.or_else(|| settings.namespace.clone());
+    local.owner = local.owner.or_in(settings.namespace.as_ref());
     let agent = Agent::own(&local.http).map_err(|error| settings_failure(&error))?;
     let dns = Dns::new(&settings);
     let surveyor = Surveyor::new(&local, &settings, dns.clone(), settings.kube());

@@ -177,7 +177,7 @@ async fn run_once(
     let node = &prepared.node.clone();
     let peers = prepared.surveyor.peers().clone();
     let mut local = node.local.clone();
-    local.owner.namespace = local.owner.namespace.or_else(|| node.survey.namespace.clone());
+    local.owner = local.owner.or_in(node.survey.namespace.as_ref());
     let mut stopper = Stopper::new(&local, node.role, agent.clone(), peers, prepared.volume.clone(), stop);
     stopper.started = Some(Instant::now());
     supervise(supervisor, node, agent, stopper, prepared, task).await
@@ -204,8 +204,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
         Surveyor::new(&local, &survey, Dns::new(&survey), survey.kube()).map_err(|error| settings_failure(&error))?;
     surveyor.remember(record.memory());
     info!(role = %role, node = local.node_name, "watching beside the agent");
-    let mut owner = local.owner.clone();
-    owner.namespace = owner.namespace.or_else(|| survey.namespace.clone());
+    let owner = local.owner.clone().or_in(survey.namespace.as_ref());
     let mut events = Events::on(survey.kube().filter(|_| role == Role::Server), &owner);
     let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
     let watching = async {

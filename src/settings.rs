@@ -86,6 +86,15 @@ pub struct Owner {
     pub pod: String,
 }
 
+// === impl Owner ===
+
+impl Owner {
+    /// The same, in the namespace that is looked in where the Pod does not say its own.
+    pub fn or_in(self, namespace: Option<&String>) -> Self {
+        Self { namespace: self.namespace.or_else(|| namespace.cloned()), ..self }
+    }
+}
+
 /// Whether the address of the Pod's own Service is advertised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stable {

@@ -947,6 +947,11 @@ impl Scene {
         self.our_label_is_changed(failure(status));
     }
 
+    fn the_next_two_changes_of_our_label_fail(&self) {
+        let path = format!("{PODS}/{}", pod_name(self.us));
+        (0..2).for_each(|_| self.kubernetes.api.expect(Call::patch(&path, failure(500))));
+    }
+
     fn our_label_is_changed(&self, reply: Reply) {
         let changed = Call::patch(&format!("{PODS}/{}", pod_name(self.us)), reply);
         self.kubernetes.api.always(changed.with_header("content-type", "application/merge-patch+json"));
@@ -1062,8 +1067,7 @@ fn of_two_that_withdraw_at_one_moment_one_goes_back_and_waits_for_the_other() {
 #[test]
 fn who_cannot_go_back_tries_again_and_does_not_go_beside_another() {
     let (mut scene, hook) = two_have_withdrawn();
-    let path = format!("{PODS}/{}", pod_name(scene.us));
-    (0..2).for_each(|_| scene.kubernetes.api.expect(Call::patch(&path, failure(500))));
+    scene.the_next_two_changes_of_our_label_fail();
     scene.our_service_leads_nowhere();
     scene.wait_for_labels(&[OUT, BACK, BACK, BACK], &hook);
     hook.says("the own Service leads nowhere while the stop waits");
@@ -1077,8 +1081,7 @@ fn who_cannot_go_back_tries_again_and_does_not_go_beside_another() {
 fn who_is_not_told_whether_it_is_out_of_its_service_tries_again() {
     let mut scene = Scene::new(3);
     scene.our_labelled_pod_is_deleted();
-    let path = format!("{PODS}/{}", pod_name(scene.us));
-    (0..2).for_each(|_| scene.kubernetes.api.expect(Call::patch(&path, failure(500))));
+    scene.the_next_two_changes_of_our_label_fail();
     let hook = scene.start_leave(&[], "600s");
     scene.wait_for_labels(&[OUT, OUT, OUT], &hook);
     scene.our_service_leads_nowhere();

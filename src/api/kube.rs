@@ -189,6 +189,11 @@ impl Pod {
     pub fn is_terminating(&self) -> bool {
         self.deleted_by.is_some()
     }
+
+    /// Whether a stop took it out of its own Service.
+    pub fn is_withdrawn(&self) -> bool {
+        self.is_terminating() && self.reachable == Some(false)
+    }
 }
 
 /// A StatefulSet, as far as it matters here.

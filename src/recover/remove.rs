@@ -183,8 +183,7 @@ async fn look(world: &World, who: &str) -> Result<Case, RecoverError> {
     let seat = local.seat.clone();
     let peers = world.surveyor.peers().clone();
     let mut asker = Asker::new(agent.clone(), peers, kube.clone(), seat.clone(), addresses);
-    asker.learn().await;
-    let view = asker.view().await.map_err(failed)?;
+    let view = asker.see().await.map_err(failed)?;
     let raft = agent.raft_configuration().await.map_err(failed)?;
     let members = agent.servers().await.map_err(failed)?;
     let alive = members.iter().filter(|member| member.is_alive()).map(|member| member.name.clone());

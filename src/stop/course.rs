@@ -275,19 +275,15 @@ impl Stopper {
                 wait.say("the stop waits", line.clone());
                 wait.in_vain = late;
             }
-            let astray = us.withdrawn || unsure;
             // Leadership that came to us since is handed over first, which needs our Service.
             let leads_since = us.withdrawn && view.we_lead() && !handed_over;
             if !late && (line.is_some() || leads_since) {
-                if astray {
+                if us.withdrawn || unsure {
                     us.withdrawn = false;
-                    unsure = match restore(&self.looker).await {
-                        Ok(()) => false,
-                        Err(error) => {
-                            trouble.say("the own Service leads nowhere while the stop waits", &error);
-                            true
-                        }
-                    };
+                    let restored = restore(&self.looker).await;
+                    unsure = restored
+                        .inspect_err(|error| trouble.say("the own Service leads nowhere while the stop waits", error))
+                        .is_err();
                 }
                 sleep(LOOK).await;
                 continue;

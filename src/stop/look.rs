@@ -46,7 +46,7 @@ impl Looker {
 
     /// Whether our own Pod, being deleted, was out of its Service already at the last look, by a stop that did not come to its end.
     pub fn is_withdrawn(&self) -> bool {
-        self.pod.as_ref().is_some_and(|pod| pod.is_terminating() && pod.reachable == Some(false))
+        self.pod.as_ref().is_some_and(Pod::is_withdrawn)
     }
 
     /// Takes our own Pod out of its Service, or puts it there again. `None`: no Service finds it by the label for that, or it is not

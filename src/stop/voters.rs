@@ -158,7 +158,7 @@ impl Asker {
     }
 
     /// Learns which Pod is at which address: by the member list (`node:read`), else by the Kubernetes API.
-    pub async fn learn(&mut self) {
+    async fn learn(&mut self) {
         self.learned = Some(Instant::now());
         let mut members = self.agent.servers().await.unwrap_or_default();
         // The address of one that is gone may be another's by now.
@@ -246,7 +246,7 @@ impl Asker {
             answers: !matches!(away, Some(Away::Silent(_))),
             away: away.map(|away| away.to_string()),
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
-            withdrawn: told.as_ref().is_some_and(|pod| pod.is_terminating() && pod.reachable == Some(false)),
+            withdrawn: told.as_ref().is_some_and(Pod::is_withdrawn),
             untold,
             revision: told.and_then(|pod| pod.revision),
             pod,

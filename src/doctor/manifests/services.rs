@@ -130,11 +130,7 @@ fn service_of(objects: &Objects, server: &Server) -> String {
     for port in mended_ports(objects, &Value::Null).as_array().into_iter().flatten() {
         yaml.push_str(&format!("    - {port}\n"));
     }
-    let applied = objects.apply(&yaml);
-    match labelled(objects, server) {
-        Some(labelled) => format!("{labelled}\n{applied}"),
-        None => applied,
-    }
+    once_labelled(objects, server, objects.apply(&yaml))
 }
 
 /// By which its own Service should find a server.
@@ -148,13 +144,18 @@ fn selector_of(objects: &Objects, server: &Server) -> Value {
     selector
 }
 
-/// Has its own Service find a server; its Pod must have the label before.
+/// Has its own Service find a server.
 fn selected(objects: &Objects, server: &Server) -> String {
     let replaced =
         objects.replace("service", &server.name, "/spec/selector", &selector_of(objects, server).to_string());
+    once_labelled(objects, server, replaced)
+}
+
+/// A change by which its Service finds a server by the label, behind what gives its Pod the label.
+fn once_labelled(objects: &Objects, server: &Server, change: String) -> String {
     match labelled(objects, server) {
-        Some(labelled) => format!("{labelled}\n{replaced}"),
-        None => replaced,
+        Some(labelled) => format!("{labelled}\n{change}"),
+        None => change,
     }
 }
 
