@@ -1,0 +1,152 @@
+//! Which functions does `convene run` ever call? Writes hot.ld, by which the linker puts those together, apart from all others.
+//!
+//! The kernel maps a program's file by windows of 64 KiB around what is called (`fault_around_bytes`), so of functions that lie
+//! wherever their crates are, nearly every page is resident: 5.3 MB of 5.7. Those that are called need 2.6 MB, with what cannot be
+//! told from them by name.
+//!
+//! `hot MAP CALLGRIND…` reads a linker's map and what callgrind saw, and prints the script. To make them: link as `make static`
+//! does, but with `CARGO_PROFILE_RELEASE_STRIP=none`, without hot.ld and with `-Wl,-Map=MAP`; then run that binary in a server's
+//! Pod, in place of `convene run -- …`, under `callgrind --demangle=no`, from an empty volume to its TERM, and again with data.
+//! It is time for that when `make bench-cluster` says that memory is missed, as it may after many other changes: a name that is
+//! not there any more costs nothing, and one that is missing costs a window.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+
+/// What a line of the script may take in of functions that are never called, in bytes: more bytes, fewer lines.
+const LINE: u64 = 200;
+
+const HEAD: &str = "\
+/* What a server's `convene run` calls from its start to its end, and so keeps resident. Written by examples/hot.rs, which says how.
+   The hash at a name's end, which changes with each compiler, is left out. */
+SECTIONS
+{
+  .text.run : {
+    /* Rarely called, and small; callgrind's processor is an older one, so of memcpy's variants it saw others; and it hides the vDSO. */
+    *(.text.unlikely.*)
+    *libc.a:*(.text.avx .text.avx512 .text.evex .text.evex512 .text.sse4.?)
+    *libc.a:dl-object.o(.text)
+    *libc.a:strstr.o(.text)
+    *libc.a:strstr-avx512.o(.text)
+    *(.text.constant_time_conditional_*)
+";
+
+const FOOT: &str = "  }\n}\nINSERT BEFORE .text;\n";
+
+fn main() -> ExitCode {
+    let mut paths = std::env::args().skip(1);
+    let read = |path: String| std::fs::read_to_string(&path).map_err(|why| format!("could not read {path}: {why}"));
+    let (Some(map), calls) = (paths.next().map(read), paths.map(read).collect::<Result<Vec<_>, _>>()) else {
+        eprintln!(
+            "hot: its arguments are a linker's map and what callgrind wrote; the head of examples/hot.rs says how"
+        );
+        return ExitCode::FAILURE;
+    };
+    match map.and_then(|map| Ok((map, calls?))) {
+        Ok((map, calls)) => {
+            print!("{HEAD}{}{FOOT}", lines(&map, &called(&calls)));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("hot: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The functions that callgrind saw: `fn=(7) name`, with `'2` behind a recursion.
+fn called(files: &[String]) -> BTreeSet<&str> {
+    let names = files.iter().flat_map(|file| file.lines()).filter_map(|line| {
+        let (_, name) = line.strip_prefix("fn=(").or_else(|| line.strip_prefix("cfn=("))?.split_once(") ")?;
+        Some(name.split('\'').next().unwrap_or(name))
+    });
+    names.collect()
+}
+
+/// A function's name in its section's, and how many bytes of that name are called and never called.
+#[derive(Default)]
+struct Bytes {
+    hot: u64,
+    cold: u64,
+}
+
+/// The lines between [`HEAD`] and [`FOOT`].
+fn lines(map: &str, called: &BTreeSet<&str>) -> String {
+    let mut functions: BTreeMap<String, Bytes> = BTreeMap::new();
+    let mut objects = BTreeSet::new();
+    // Of an object that has all its functions in one section, as the C library's have.
+    let mut object = None;
+    for line in map.lines() {
+        let mut words = line.split_whitespace().skip(2);
+        let (Some(size), Some(_), Some(what), None) = (words.next(), words.next(), words.next(), words.next()) else {
+            object = None;
+            continue;
+        };
+        let Some((file, section)) = what.strip_suffix(')').and_then(|what| what.rsplit_once(":(")) else {
+            if called.contains(what) {
+                objects.extend(object.clone());
+            }
+            continue;
+        };
+        object = None;
+        let Some(name) = section.strip_prefix(".text") else { continue };
+        match name
+            .strip_prefix('.')
+            .filter(|name| name.starts_with("_ZN") || name.starts_with("_R") || called.contains(name))
+        {
+            Some(name) => {
+                let bytes = functions.entry(unhashed(name)).or_default();
+                let size = u64::from_str_radix(size, 16).unwrap_or(0);
+                *(if called.contains(name) { &mut bytes.hot } else { &mut bytes.cold }) += size;
+            }
+            None if name.is_empty() => object = pattern(file),
+            None => {}
+        }
+    }
+    let functions: Vec<(&str, &Bytes)> = functions.iter().map(|(name, bytes)| (name.as_str(), bytes)).collect();
+    let functions = cover(&functions, 0).1.into_iter().map(|prefix| match prefix.split_once('#') {
+        // An impl's name begins with its length.
+        Some((before, after)) => format!("    *(.text.{before}??{after}* .text.{before}???{after}*)\n"),
+        None => format!("    *(.text.{prefix}*)\n"),
+    });
+    objects.into_iter().map(|object| format!("    {object}(.text)\n")).chain(functions).collect()
+}
+
+/// A mangled name without the hash at its end, and with `#` for the length of an impl's name.
+fn unhashed(name: &str) -> String {
+    let name = name.rsplit_once("17h").filter(|_| name.starts_with("_ZN")).map_or(name, |(path, _)| path);
+    match name.strip_prefix("_ZN").map(|rest| rest.trim_start_matches(|digit: char| digit.is_ascii_digit())) {
+        Some(rest) if rest.starts_with("_$") => format!("_ZN#{rest}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// `…/libc.a(malloc.o)` as a linker script names it, without the hashes that cargo puts into a file's name.
+fn pattern(file: &str) -> Option<String> {
+    let (archive, member) = file.strip_suffix(')')?.rsplit_once('(')?;
+    let archive = archive.rsplit('/').next()?;
+    let Some(archive) = archive.strip_suffix(".rlib") else { return Some(format!("*{archive}:{member}")) };
+    Some(format!("*{}-*.rlib:*-{}", archive.split_once('-')?.0, member.split_once('-')?.1))
+}
+
+/// The fewest prefixes that cover all that is called of `functions`, which have their first `from` bytes in common, and what they
+/// cost: [`LINE`] each, and the bytes that are never called.
+fn cover<'a>(functions: &[(&'a str, &Bytes)], from: usize) -> (u64, Vec<&'a str>) {
+    if functions.iter().all(|(_, bytes)| bytes.hot == 0) {
+        return (0, Vec::new());
+    }
+    let (Some((first, _)), Some((last, _))) = (functions.first(), functions.last()) else { return (0, Vec::new()) };
+    let whole = LINE + functions.iter().map(|(_, bytes)| bytes.cold).sum::<u64>();
+    let common = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+    let parts = functions.chunk_by(|(a, _), (b, _)| a.as_bytes().get(common) == b.as_bytes().get(common));
+    let (cost, split) = if functions.len() == 1 {
+        (u64::MAX, Vec::new())
+    } else {
+        parts.fold((0, Vec::new()), |(cost, mut all), part| {
+            let (more, prefixes) = cover(part, common + 1);
+            all.extend(prefixes);
+            (cost + more, all)
+        })
+    };
+    if from > 0 && whole <= cost { (whole, vec![first.get(..from).unwrap_or(first)]) } else { (cost, split) }
+}
