@@ -260,12 +260,20 @@ impl Stopper {
         loop {
             let view = match self.asker.see().await {
                 Ok(view) => view,
-                Err(error) if us.withdrawn && trouble.is_bearable(&error) => {
+                // Who waits for somebody does not go because one question failed.
+                Err(error) if (us.withdrawn || wait.is_some()) && trouble.is_bearable(&error) => {
                     sleep(LOOK).await;
                     continue;
                 }
-                Err(error) => return steps.note(format!("nobody was waited for, since {error}")),
+                Err(error) => {
+                    steps.note(format!("nobody is waited for, since {error}"));
+                    break;
+                }
             };
+            let untold = view.others.iter().any(|voter| voter.untold);
+            if !untold && !unsure {
+                trouble.pass();
+            }
             let waited = looked.get_or_insert_with(Instant::now).elapsed();
             seen.look(&view, us);
             let line = guard::waits_for(&view, us, &seen, waited);
@@ -278,6 +286,8 @@ impl Stopper {
             // Leadership that came to us since is handed over first, which needs our Service.
             let leads_since = us.withdrawn && view.we_lead() && !handed_over;
             if !late && (line.is_some() || leads_since) {
+                // Leadership may come again while we wait.
+                handed_over &= line.is_none();
                 if us.withdrawn || unsure {
                     us.withdrawn = false;
                     let restored = restore(&self.looker).await;
@@ -290,7 +300,7 @@ impl Stopper {
             }
             if us.withdrawn {
                 // Whether another one has withdrawn too is worth a moment.
-                if !late && view.others.iter().any(|voter| voter.untold) && trouble.is_young() {
+                if !late && untold && trouble.is_young() {
                     sleep(LOOK).await;
                     self.asker.forget().await;
                     continue;
@@ -454,6 +464,11 @@ impl Trouble {
     /// It may pass; from the first time on that this is asked.
     fn is_young(&mut self) -> bool {
         self.since.get_or_insert_with(Instant::now).elapsed() < PASSING
+    }
+
+    /// All is answered again.
+    fn pass(&mut self) {
+        self.since = None;
     }
 
     /// Whether our agent may answer yet.

@@ -140,8 +140,8 @@ pub struct Asker {
     learned: Option<Instant>,
 }
 
-/// What was said of each Pod, and when; shared by those that ask for one server each.
-type Told = Arc<Mutex<BTreeMap<String, (Option<Pod>, Instant)>>>;
+/// What was said of each Pod, and when, unless it is to be asked again; shared by those that ask for one server each.
+type Told = Arc<Mutex<BTreeMap<String, (Option<Pod>, Option<Instant>)>>>;
 
 // === impl Asker ===
 
@@ -238,7 +238,11 @@ impl Asker {
         let pod = self.pods.get(&address.ip()).cloned();
         let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
         let untold = told.as_ref().is_err_and(|error| !error.is_refusal());
-        let told = told.unwrap_or_default();
+        let told = match (told, pod.as_ref()) {
+            // Who was about to go has not come back because nobody tells of it.
+            (Err(_), Some(pod)) if untold => self.told.lock().await.get(pod).cloned().and_then(|(known, _)| known),
+            (told, _) => told.unwrap_or_default(),
+        };
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
@@ -279,11 +283,11 @@ impl Asker {
     async fn told(&self, pod: Option<&str>) -> Result<Option<Pod>, KubeError> {
         let Some(((kube, namespace), pod)) = self.kube.as_ref().zip(pod) else { return Ok(None) };
         let known = self.told.lock().await.get(pod).cloned();
-        if let Some((known, _)) = known.filter(|(_, at)| at.elapsed() < TOLD) {
+        if let Some((known, _)) = known.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < TOLD)) {
             return Ok(known);
         }
         let told = kube.pod(namespace, pod).await?;
-        self.told.lock().await.insert(pod.to_owned(), (told.clone(), Instant::now()));
+        self.told.lock().await.insert(pod.to_owned(), (told.clone(), Some(Instant::now())));
         Ok(told)
     }
 
@@ -307,7 +311,7 @@ impl Asker {
 
     /// Has the Kubernetes API asked again at the next look.
     pub async fn forget(&self) {
-        self.told.lock().await.clear();
+        self.told.lock().await.values_mut().for_each(|(_, at)| *at = None);
     }
 
     /// Whether a Pod of our StatefulSet runs; `None`: nobody tells.
