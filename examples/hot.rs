@@ -29,6 +29,10 @@ SECTIONS
     *libc.a:strstr.o(.text)
     *libc.a:strstr-avx512.o(.text)
     *(.text.constant_time_conditional_*)
+    /* Part of their callers in some builds, by themselves in others. */
+    *(.text._ZN16hickory_resolver8resolver*)
+    *(.text._ZN5alloc5slice*)
+    *(.text._ZN4core3ptr??drop_in_place$LT$alloc..*)
 ";
 
 const FOOT: &str = "  }\n}\nINSERT BEFORE .text;\n";
@@ -112,8 +116,11 @@ fn lines(map: &str, called: &BTreeSet<&str>) -> String {
     objects.into_iter().map(|object| format!("    {object}(.text)\n")).chain(functions).collect()
 }
 
-/// A mangled name without the hash at its end, and with `#` for the length of an impl's name.
+/// A mangled name without what changes from build to build: the hash at its end, or the number of a copy of the standard library's
+/// (`.2843`); with `#` for the length of an impl's name.
 fn unhashed(name: &str) -> String {
+    let copy = |(path, end): &(&str, &str)| path.starts_with("_R") && end.bytes().all(|byte| byte.is_ascii_digit());
+    let name = name.rsplit_once('.').filter(copy).map_or(name, |(path, _)| path);
     let name = name.rsplit_once("17h").filter(|_| name.starts_with("_ZN")).map_or(name, |(path, _)| path);
     match name.strip_prefix("_ZN").map(|rest| rest.trim_start_matches(|digit: char| digit.is_ascii_digit())) {
         Some(rest) if rest.starts_with("_$") => format!("_ZN#{rest}"),
