@@ -916,34 +916,31 @@ fn the_middle_one_waits_for_the_highest(going: &[u8]) {
     hook.ended().ends(0, &["restart"]).never_says("in vain");
 }
 
-#[test]
-fn who_was_to_go_first_is_waited_for_while_nobody_tells_of_it() {
+/// The middle one of three waits, since the highest stops too.
+fn waiting_for_the_highest() -> (Scene, Running) {
     let scene = Scene::of(1, 3);
     scene.our_pod_is_deleted();
     scene.goes(2);
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
+    (scene, hook)
+}
+
+#[test]
+fn who_was_to_go_first_is_waited_for_while_nobody_tells_of_it() {
+    let (scene, hook) = waiting_for_the_highest();
     let path = format!("{PODS}/{}", pod_name(2));
-    let asked = || scene.kubernetes.api.requests().iter().filter(|request| request.target == path).count();
     scene.kubernetes.says(&path, 500);
-    let before = asked();
-    wait_until("that its Pod is asked for again and again", || (asked() >= before + 4).then_some(()), || hook.log());
+    scene.kubernetes.api.wait_for_more(&path, 4);
     scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
     hook.ended().ends(0, &["because consul-server-2 stops too"]).never_says("in vain");
 }
 
 #[test]
 fn one_question_that_fails_ends_no_wait() {
-    let scene = Scene::of(1, 3);
-    scene.our_pod_is_deleted();
-    scene.goes(2);
-    let hook = scene.start_leave(&[], "600s");
-    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
-    let leader = || scene.us().requests().iter().filter(|request| request.target == "/v1/status/leader").count();
-    let failed = Call::get("/v1/status/leader", failure(500));
-    scene.us().expect(failed);
-    let before = leader();
-    wait_until("that the own agent is asked again and again", || (leader() >= before + 4).then_some(()), || hook.log());
+    let (scene, hook) = waiting_for_the_highest();
+    scene.us().expect(Call::get("/v1/status/leader", failure(500)));
+    scene.us().wait_for_more("/v1/status/leader", 4);
     scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
     hook.ended().ends(0, &["because consul-server-2 stops too"]).never_says("nobody is waited for");
 }

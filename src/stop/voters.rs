@@ -6,7 +6,7 @@
 //! the own agent does not answer.
 
 use crate::api::consul::{Agent, ApiError, Member, Peers};
-use crate::api::kube::{Kube, KubeError, Pod};
+use crate::api::kube::{Kube, Pod};
 use crate::settings::Seat;
 use crate::survey::own::is_preparing;
 use std::collections::{BTreeMap, BTreeSet};
@@ -236,13 +236,7 @@ impl Asker {
 
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
-        let (away, told) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
-        let untold = told.as_ref().is_err_and(|error| !error.is_refusal());
-        let told = match (told, pod.as_ref()) {
-            // Who was about to go has not come back because nobody tells of it.
-            (Err(_), Some(pod)) if untold => self.told.lock().await.get(pod).cloned().and_then(|(known, _)| known),
-            (told, _) => told.unwrap_or_default(),
-        };
+        let (away, (told, untold)) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
@@ -279,16 +273,22 @@ impl Asker {
         timeout(ASKED, asked).await.unwrap_or_else(|_| silent(format!("{address} is silent")))
     }
 
-    /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before; `None`: there is none, or nobody to ask.
-    async fn told(&self, pod: Option<&str>) -> Result<Option<Pod>, KubeError> {
-        let Some(((kube, namespace), pod)) = self.kube.as_ref().zip(pod) else { return Ok(None) };
-        let known = self.told.lock().await.get(pod).cloned();
-        if let Some((known, _)) = known.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < TOLD)) {
-            return Ok(known);
+    /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before, and whether it did not tell just now: then as it was told
+    /// last, since who was about to go has not come back because nobody tells of it. `None`: there is none, or nobody to ask.
+    async fn told(&self, pod: Option<&str>) -> (Option<Pod>, bool) {
+        let Some(((kube, namespace), pod)) = self.kube.as_ref().zip(pod) else { return (None, false) };
+        let (known, at) = self.told.lock().await.get(pod).cloned().unwrap_or_default();
+        if at.is_some_and(|at| at.elapsed() < TOLD) {
+            return (known, false);
         }
-        let told = kube.pod(namespace, pod).await?;
-        self.told.lock().await.insert(pod.to_owned(), (told.clone(), Some(Instant::now())));
-        Ok(told)
+        match kube.pod(namespace, pod).await {
+            Ok(told) => {
+                self.told.lock().await.insert(pod.to_owned(), (told.clone(), Some(Instant::now())));
+                (told, false)
+            }
+            Err(error) if error.is_refusal() => (None, false),
+            Err(_) => (known, true),
+        }
     }
 
     /// The servers as they are now, with the names of their Pods.

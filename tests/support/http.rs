@@ -226,8 +226,13 @@ impl ScriptedHttp {
 
     /// Blocks until `times` requests for this path came in. Panics when that takes a minute.
     pub fn wait_for(&self, path: &str, times: usize) {
-        let came = |book: &Book| book.requests.iter().filter(|r| r.target.split('?').next() == Some(path)).count();
-        self.wait_until(&format!("{times} requests for {path}"), |book| came(book) >= times);
+        self.wait_until(&format!("{times} requests for {path}"), |book| book.came(path) >= times);
+    }
+
+    /// The same, counted from now on.
+    pub fn wait_for_more(&self, path: &str, times: usize) {
+        let before = lock(&self.state.book).came(path);
+        self.wait_for(path, before + times);
     }
 
     /// Blocks until an endless reply is over, and tells how many bytes went out.
@@ -273,6 +278,11 @@ impl Drop for ScriptedHttp {
 }
 
 impl Book {
+    /// How many requests for this path came in.
+    fn came(&self, path: &str) -> usize {
+        self.requests.iter().filter(|request| request.target.split('?').next() == Some(path)).count()
+    }
+
     /// The reply that is due; the request is written down.
     fn reply(&mut self, request: &Request) -> Reply {
         self.requests.push(request.clone());
