@@ -2,6 +2,9 @@
 //! clients (one on each machine, the others sidecars), several times, the usual pattern beside it in the same run. Prints one table, keeps
 //! it in `bench-clients.txt` in cargo's target folder, and ends with 1 when a bound is missed.
 //!
+//! A client can write again from its first write on after the last one that failed or was not answered within a second; one of which
+//! none failed could at any time. Its longest pause stands beside it, failed or only slow.
+//!
 //! `make bench-cluster` builds the program and runs this last. `CONVENE_BENCH_RUNS` sets the number of runs (the usual pattern once).
 
 // It is test code in all but name.
@@ -43,8 +46,16 @@ struct Variant {
 /// When one run was over, from the deletion on.
 struct Ran {
     servers: Duration,
-    /// Of each client, the end of its longest pause.
-    clients: Vec<Duration>,
+    clients: Vec<Wrote>,
+}
+
+/// How one client fared.
+#[derive(Clone, Copy, Default)]
+struct Wrote {
+    /// The first write after the last that failed, from the deletion on; zero when none failed, [`HANG`] when it never wrote again.
+    again: Duration,
+    /// The longest time between two writes.
+    pause: Duration,
 }
 
 fn variants() -> Vec<Variant> {
@@ -99,10 +110,11 @@ fn main() -> ExitCode {
         let ran: Vec<Ran> = (0..times).map(|_| replace(&namespace)).collect();
         for one in &ran {
             eprintln!(
-                "{}: servers {:.1} s, slowest client {:.1} s",
+                "{}: servers {:.1} s, all write again after {:.1} s, longest pause {:.1} s",
                 variant.name,
                 one.servers.as_secs_f64(),
-                one.slowest()
+                one.slowest(),
+                one.pause()
             );
         }
         all.push((variant.name, variant.bound, ran));
@@ -136,8 +148,7 @@ fn replace(namespace: &Namespace) -> Ran {
     let begun = Instant::now();
     namespace.kubectl(&["delete", "pods", "-l", SERVERS, "--wait=false"]);
     std::thread::scope(|scope| {
-        let writers: Vec<_> =
-            pods.iter().map(|pod| scope.spawn(|| longest_pause(namespace, pod, begun, &returned))).collect();
+        let writers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| fared(namespace, pod, begun, &returned))).collect();
         loop {
             let now = namespace.lives(SERVERS);
             let new = now.len() == 3 && now.iter().all(|(pod, life)| before[pod].0 != life.0);
@@ -153,25 +164,28 @@ fn replace(namespace: &Namespace) -> Ran {
     })
 }
 
-/// Writes through one client until the servers are back and it has written since; gives the end of its longest pause, or [`HANG`].
-fn longest_pause(namespace: &Namespace, pod: &str, begun: Instant, returned: &Mutex<Option<Instant>>) -> Duration {
-    let (mut last, mut longest, mut end) = (begun, Duration::ZERO, Duration::ZERO);
+/// Writes through one client until the servers are back and it has written since.
+fn fared(namespace: &Namespace, pod: &str, begun: Instant, returned: &Mutex<Option<Instant>>) -> Wrote {
+    let (mut last, mut failed) = (begun, false);
+    let mut wrote = Wrote::default();
     loop {
         let asked = Instant::now();
         if writes(namespace, pod) {
-            let now = Instant::now();
-            if now - last > longest {
-                (longest, end) = (now - last, now - begun);
+            wrote.pause = wrote.pause.max(last.elapsed());
+            last = Instant::now();
+            if std::mem::take(&mut failed) {
+                wrote.again = begun.elapsed();
             }
-            last = now;
             if returned.lock().unwrap().is_some_and(|at| asked > at) {
-                return end;
+                return wrote;
             }
+        } else {
+            failed = true;
         }
         // With the usual pattern some never do: that is a figure, too.
         if begun.elapsed() >= HANG {
             eprintln!("{pod} has not written again after {} s", HANG.as_secs());
-            return HANG;
+            return Wrote { again: HANG, pause: last.elapsed() };
         }
         std::thread::sleep(PACE.saturating_sub(asked.elapsed()));
     }
@@ -181,10 +195,14 @@ fn longest_pause(namespace: &Namespace, pod: &str, begun: Instant, returned: &Mu
 fn table(all: &[(&'static str, Option<f64>, Vec<Ran>)]) -> (String, bool) {
     let mut out = format!("{}\n", support::kubernetes::versions());
     let head = "all servers replaced at once, ten clients, in s";
-    let _ = writeln!(out, "{head:<50} runs  servers Ready: median   slowest client: min median    max");
+    let _ = writeln!(
+        out,
+        "{head:<50} runs  servers Ready: median   slowest client: min median    max   longest pause: median    max"
+    );
     let mut all_met = true;
     for (name, bound, ran) in all {
         let (servers, slowest) = (sorted(ran, |one| one.servers.as_secs_f64()), sorted(ran, Ran::slowest));
+        let pauses = sorted(ran, Ran::pause);
         let (median, last) = (ran.len() / 2, ran.len() - 1);
         let judged = bound.map_or(String::new(), |bound| {
             let met = slowest[median] <= bound;
@@ -193,12 +211,14 @@ fn table(all: &[(&'static str, Option<f64>, Vec<Ran>)]) -> (String, bool) {
         });
         let _ = writeln!(
             out,
-            "{name:<50} {:>4}  {:>21.2}  {:>20.2} {:>6.2} {:>6.2}{judged}",
+            "{name:<50} {:>4}  {:>21.2}  {:>20.2} {:>6.2} {:>6.2}   {:>21.2} {:>6.2}{judged}",
             ran.len(),
             servers[median],
             slowest[0],
             slowest[median],
             slowest[last],
+            pauses[median],
+            pauses[last],
         );
     }
     (out, all_met)
@@ -207,8 +227,13 @@ fn table(all: &[(&'static str, Option<f64>, Vec<Ran>)]) -> (String, bool) {
 // === impl Ran ===
 
 impl Ran {
-    /// In seconds.
+    /// When the last client could write again, in seconds.
     fn slowest(&self) -> f64 {
-        self.clients.iter().max().unwrap().as_secs_f64()
+        self.clients.iter().map(|one| one.again).max().unwrap().as_secs_f64()
+    }
+
+    /// Of all clients, in seconds.
+    fn pause(&self) -> f64 {
+        self.clients.iter().map(|one| one.pause).max().unwrap().as_secs_f64()
     }
 }
