@@ -298,6 +298,8 @@ async fn supervise(
     let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
     let mut watching = Some(watching_by(beside, waiting));
     let mut leaving: Option<Leaving> = None;
+    // A TERM came while it left to join anew.
+    let mut for_good = false;
     let mut stopping: Option<Stopping> = None;
     // A client leaves at a TERM, and so does a server that was ordered to; another one would abort that.
     let leaves_at_term = node.role == Role::Client || stopper.order == Some(Leave::Signal);
@@ -316,8 +318,13 @@ async fn supervise(
                         events.tell(Event { reason: "Stopping", warning: false, message: message.to_owned() });
                         stopping.again = false;
                     }
+                    // Another leave beside it would wait for what is done already.
+                    None if leaving.is_some() => {
+                        info!("TERM: the agent leaves already, to join anew; now it leaves for good");
+                        for_good = true;
+                    }
                     None => {
-                        (watching, leaving) = (None, None);
+                        watching = None;
                         stopping = Some(begin(stopper.clone()));
                     }
                     // A second signal would abort Consul's leave.
@@ -363,7 +370,9 @@ async fn supervise(
                 events.tell(event);
                 if left {
                     supervisor.forward(Signal::SIGINT);
-                    stopping = Some(Stopping { told: true, ..Stopping::to_start_again() });
+                    stopping = Some(Stopping::of_overlooked(for_good, &mut events));
+                } else if for_good {
+                    stopping = Some(begin(stopper.clone()));
                 } else {
                     watching = Some(watching_by(beside, None));
                 }
@@ -387,7 +396,7 @@ async fn supervise(
         if let Ok((_, (_, event))) = timeout(HEARD, leaving).await {
             events.tell(event);
         }
-        stopping = Some(Stopping { told: true, ..Stopping::to_start_again() });
+        stopping = Some(Stopping::of_overlooked(for_good, &mut events));
     }
     finish(supervisor, stopping, code, events).await
 }
@@ -488,6 +497,15 @@ impl Stopping {
     fn to_start_again() -> Self {
         let now = Instant::now();
         Self { ending: Some(now), again: true, ..Self::new(now + HUNG, None) }
+    }
+
+    /// Of one that left because its leader does not take it in: to join anew, unless a TERM came meanwhile.
+    fn of_overlooked(for_good: bool, events: &mut Events) -> Self {
+        if for_good {
+            let message = "TERM: it had left already, to join anew, and does not".to_owned();
+            events.tell(Event { reason: "Left", warning: false, message });
+        }
+        Self { told: true, again: !for_good, ..Self::to_start_again() }
     }
 
     /// How long what is done now may take. A course ends in time by itself.

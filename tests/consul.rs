@@ -688,6 +688,24 @@ fn a_server_that_its_leader_overlooks_leaves_and_joins_anew() {
 }
 
 #[test]
+fn a_term_while_an_overlooked_server_leaves_is_its_stop() {
+    let Some(mut cluster) = two_that_will_overlook_the_third("a_term_while_an_overlooked_server_leaves_is_its_stop")
+    else {
+        return;
+    };
+    let lives = |cluster: &Cluster| cluster.log(2).matches("started the agent").count();
+    let before = lives(&cluster);
+    cluster.start(2, &["--leave=always"]);
+    cluster.wait_for("its leave", || cluster.log(2).contains(ANEW));
+    cluster.signal(2, Signal::SIGTERM);
+    assert_eq!(cluster.wait(2).code(), Some(0), "{}", cluster.log(2));
+    let log = cluster.log(2);
+    assert!(log.contains("the agent leaves already, to join anew; now it leaves for good"), "{log}");
+    assert_eq!(lives(&cluster), before + 1, "it has no other life: {log}");
+    assert_eq!(cluster.member(0, 2), Some(3), "left");
+}
+
+#[test]
 fn beside_a_watch_an_overlooked_server_joins_anew_when_its_container_is_started_again() {
     let name = "beside_a_watch_an_overlooked_server_joins_anew_when_its_container_is_started_again";
     let Some(mut cluster) = two_that_will_overlook_the_third(name) else { return };
