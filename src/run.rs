@@ -48,9 +48,10 @@ const WITHOUT_AGENT: Duration = Duration::from_secs(5);
 /// nothing of what becomes of such a member (60 s, `ReconcileInterval`).
 const RECONCILED: Duration = Duration::from_secs(65);
 
-/// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but for one time
-/// in some hundreds, when it shuts down its raft and goes on answering for ever; nothing on its disk minds a KILL.
-const HUNG: Duration = Duration::from_secs(10);
+/// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but when its raft
+/// copies to a server that does not answer it waits for that, 10 s at most or for ever, and its heartbeats go on meanwhile, so that the
+/// others take it for their leader still. Nothing on its disk minds a KILL.
+const HUNG: Duration = Duration::from_secs(3);
 
 /// How long the leave of a server may take that has no vote: Consul's drain, which a user may lengthen, and what gossip needs.
 const LEAVES: Duration = Duration::from_secs(20);

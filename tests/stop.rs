@@ -1251,6 +1251,59 @@ fn the_one_of_the_old_revision_is_asked_to_lead_although_the_other_is_ahead() {
     hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
 }
 
+impl Scene {
+    /// How far a server's log reaches, as its agent tells.
+    fn has_copied(&self, ordinal: u8, index: u64) {
+        let told = json!({"Config": {"NodeName": pod_name(ordinal), "NodeID": "", "Server": true},
+            "Stats": {"raft": {"last_log_index": index.to_string()}}});
+        self.agent(ordinal).always(Call::get("/v1/agent/self", Reply::ok(&told.to_string())));
+    }
+
+    fn is_asked_to_lead(&self, ordinal: u8, reply: Reply) {
+        self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
+    }
+
+    fn all_follow(&self, leader: u8) {
+        (0..3).for_each(|ordinal| self.follows(ordinal, Some(leader)));
+    }
+}
+
+#[test]
+fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
+    let scene = leading();
+    scene.autopilot(&[]);
+    [(0, 100), (1, 99), (2, 100)].into_iter().for_each(|(ordinal, index)| scene.has_copied(ordinal, index));
+    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+    scene.all_follow(2);
+    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
+}
+
+#[test]
+fn when_one_cannot_take_leadership_the_next_one_is_asked_and_who_is_behind_too() {
+    let scene = leading();
+    scene.autopilot(&[]);
+    [(0, 100), (1, 99), (2, 100)].into_iter().for_each(|(ordinal, index)| scene.has_copied(ordinal, index));
+    scene.is_asked_to_lead(2, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 2);
+    scene.all_follow(1);
+    hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+}
+
+#[test]
+fn leadership_that_nobody_can_take_stays_and_the_stop_says_why() {
+    let scene = leading();
+    scene.autopilot(&[]);
+    scene.is_asked_to_lead(1, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    scene.is_asked_to_lead(2, Reply::Json(500, "cannot find peer".to_owned()));
+    scene
+        .leave(&[], "600s")
+        .ends(0, &["did not hand leadership over: consul-server-2 could not take it: ", "cannot find peer"]);
+}
+
 #[test]
 fn a_transfer_that_is_not_allowed_is_told_once_with_the_policy_and_the_stop_goes_on() {
     for (said, told) in [
@@ -1598,7 +1651,7 @@ fn an_agent_that_does_not_end_is_killed_long_before_the_grace_period_is_over() {
     servers.cluster.signal(0, Signal::SIGTERM);
     servers.ends(0, 128 + 9);
     let log = servers.cluster.log(0);
-    assert!(log.contains("the agent has not ended within 10.0 s of its signal: killing it"), "{log}");
+    assert!(log.contains("the agent has not ended within 3.0 s of its signal: killing it"), "{log}");
 }
 
 #[test]

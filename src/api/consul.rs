@@ -229,6 +229,15 @@ pub struct AgentConfig {
     pub server: bool,
 }
 
+// === impl AgentSelf ===
+
+impl AgentSelf {
+    /// The index of the last entry in a server's log.
+    pub fn last_log_index(&self) -> Option<u64> {
+        self.stats.get("raft")?.get("last_log_index")?.parse().ok()
+    }
+}
+
 // === impl Foreign ===
 
 impl Foreign {

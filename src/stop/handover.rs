@@ -3,18 +3,25 @@
 //! Takes the servers as they are, gives one by name: the lowest healthy ordinal of our own revision, and when all others are of
 //! a new one already the most caught-up of them. So leadership moves at most twice in a rolling restart, and in an upgrade no new leader writes
 //! what old followers cannot read. Only the leader itself ever asks for it, because any server would pass the order on.
+//!
+//! Whoever does not have what our log has is asked last, and when one is asked in vain the next one is. A leader whose dial to a server
+//! that returns got lost (kube-proxy by iptables takes the refusal away before it gives the address, and what is sent between goes
+//! nowhere) copies nothing there for Consul's 10 s, while its heartbeats arrive and all call that server healthy. It cannot become leader,
+//! and nothing is written in the second in which that is tried (seen, 1.22.6).
 
-use super::voters::{Asker, View, Voter};
+use super::voters::{ASKED, Asker, View, Voter};
 use crate::api::consul::ApiError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long the others may need to follow the new leader.
 const FOLLOWED: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a server may need for what our log has: a follower has it after some milliseconds.
+const COPIED: Duration = Duration::from_millis(300);
 
 /// Leadership that went over, or why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +49,16 @@ pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<
     })
 }
 
+/// All that may lead, in the order in which they are asked.
+fn successors<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Vec<&'a Voter> {
+    let (mut left, mut order) = (view.clone(), Vec::new());
+    while let Some(next) = successor(&left, revision, indices).map(|next| next.address) {
+        left.others.retain(|one| one.address != next);
+        order.extend(view.others.iter().find(|one| one.address == next));
+    }
+    order
+}
+
 /// Hands leadership over, if it is ours.
 pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> HandedOver {
     let no = |why: String| HandedOver::Not(why);
@@ -61,20 +78,48 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         others: view.others.iter().filter(|one| ids.contains_key(&one.address)).cloned().collect(),
         ..view.clone()
     };
-    let Some(next) = successor(&voting, revision, &indices) else {
-        return no("no other voter is well".to_owned());
+    // Nobody tells without agent:read.
+    let reach = asker.agent.describe_within(ASKED).await.ok().and_then(|own| own.last_log_index());
+    let mut order: VecDeque<_> =
+        successors(&voting, revision, &indices).into_iter().map(|next| (next, reach)).collect();
+    let mut why = "no other voter is well".to_owned();
+    while let Some((next, reach)) = order.pop_front() {
+        let reach = reach.filter(|_| !order.is_empty());
+        if let Some(index) = reach
+            && is_behind(asker, next, index).await
+        {
+            order.push_back((next, None));
+            continue;
+        }
+        let Some(id) = ids.get(&next.address) else { continue };
+        // Not an earlier answer: somebody else may lead by now, and would be moved.
+        match asker.agent.leader().await {
+            Ok(leader) if leader == view.us => {}
+            Ok(_) => return no("another server leads by now".to_owned()),
+            Err(error) => return no(error.to_string()),
+        }
+        match asker.agent.transfer_leader(id).await {
+            Ok(()) => return followed(asker, next).await,
+            Err(error) if error.is_denied() || error.is_unknown_token() => return no(why_not(&error)),
+            Err(error) => why = format!("{} could not take it: {error}", next.name()),
+        }
+    }
+    no(why)
+}
+
+/// Whether a server does not have our log up to this index, or does not say so in time. One that nobody may ask is not behind.
+async fn is_behind(asker: &Asker, voter: &Voter, index: u64) -> bool {
+    let Ok(agent) = asker.peers.at(voter.address.ip()) else { return false };
+    let asked = async {
+        loop {
+            match agent.describe_within(ASKED).await.map(|theirs| theirs.last_log_index()) {
+                Ok(Some(theirs)) if theirs < index => sleep(LOOK).await,
+                Err(error) if !error.is_denied() && !error.is_unknown_token() => sleep(LOOK).await,
+                Ok(_) | Err(_) => return,
+            }
+        }
     };
-    let Some(id) = ids.get(&next.address) else { return no(format!("the node ID of {} is not known", next.name())) };
-    // Not an earlier answer: somebody else may lead by now, and would be moved.
-    match asker.agent.leader().await {
-        Ok(leader) if leader == view.us => {}
-        Ok(_) => return no("another server leads by now".to_owned()),
-        Err(error) => return no(error.to_string()),
-    }
-    if let Err(error) = asker.agent.transfer_leader(id).await {
-        return no(why_not(&error));
-    }
-    followed(asker, next).await
+    timeout(COPIED, asked).await.is_err()
 }
 
 /// Waits until we and the other healthy servers follow the new leader.
@@ -154,6 +199,16 @@ mod tests {
     fn where_all_are_about_to_go_the_lowest_ordinal_leads_since_it_goes_last() {
         assert_eq!(next(vec![of(1, "old").going(), of(0, "old").going()], &[]), Some(0));
         assert_eq!(next(vec![of(0, "old").going(), of(1, "new").away()], &[]), Some(0));
+    }
+
+    #[test]
+    fn all_that_may_lead_have_an_order() {
+        let order = |others: Vec<Voter>| -> Vec<_> {
+            successors(&view(9, others), Some("old"), &BTreeMap::new()).iter().filter_map(|one| one.ordinal).collect()
+        };
+        assert_eq!(order(vec![of(0, "new"), of(1, "old"), of(2, "old"), of(3, "old").away()]), [1, 2, 0]);
+        assert_eq!(order(vec![of(0, "old").going(), of(2, "old")]), [2, 0], "who goes after us is better than nobody");
+        assert_eq!(order(vec![of(0, "old").withdrawn()]), [0; 0]);
     }
 
     #[test]
