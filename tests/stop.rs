@@ -196,12 +196,6 @@ impl Scene {
         let mut scene = Self { block, kubernetes, agents: BTreeMap::new(), dns, files, us, size };
         (0..size).for_each(|ordinal| scene.start(ordinal));
         scene.records(true);
-        scene.us().always(Call::get(
-            "/v1/agent/self",
-            Reply::ok(
-                &json!({"Config": {"NodeName": pod_name(us), "NodeID": "", "Server": true}, "Stats": {}}).to_string(),
-            ),
-        ));
         scene.us().always(Call::get("/v1/agent/members", Reply::ok(&scene.members())));
         scene.configuration(&[]);
         scene
@@ -220,9 +214,17 @@ impl Scene {
         // Nobody has a token for another server.
         self.agent(ordinal).always(Call::get("/v1/agent/members", Reply::ok("[]")));
         self.agent(ordinal).always(Call::get("/v1/agent/services", Reply::ok("{}")));
+        self.has_copied(ordinal, 100);
         // Which cluster it is matters to nobody here.
         let roots = "/v1/connect/ca/roots?stale";
         self.agent(ordinal).always(Call::get(roots, Reply::Json(500, "Connect is disabled".to_owned())));
+    }
+
+    /// How far a server's log reaches, as its agent tells.
+    fn has_copied(&self, ordinal: u8, index: u64) {
+        let told = json!({"Config": {"NodeName": pod_name(ordinal), "NodeID": "", "Server": true},
+            "Stats": {"raft": {"last_log_index": index.to_string()}}});
+        self.agent(ordinal).always(Call::get("/v1/agent/self", Reply::ok(&told.to_string())));
     }
 
     /// Its Pod is being deleted.
@@ -1226,9 +1228,13 @@ fn a_watch_tells_of_an_overlooked_server_too() {
 
 // === leadership ===
 
-/// We lead, and are asked to stop for a while.
+/// We lead three, and are asked to stop for a while.
 fn leading() -> Scene {
-    let scene = Scene::of(0, 3);
+    leading_of(3)
+}
+
+fn leading_of(size: u8) -> Scene {
+    let scene = Scene::of(0, size);
     scene.our_pod_is_deleted();
     scene
 }
@@ -1252,27 +1258,34 @@ fn the_one_of_the_old_revision_is_asked_to_lead_although_the_other_is_ahead() {
 }
 
 impl Scene {
-    /// How far a server's log reaches, as its agent tells.
-    fn has_copied(&self, ordinal: u8, index: u64) {
-        let told = json!({"Config": {"NodeName": pod_name(ordinal), "NodeID": "", "Server": true},
-            "Stats": {"raft": {"last_log_index": index.to_string()}}});
-        self.agent(ordinal).always(Call::get("/v1/agent/self", Reply::ok(&told.to_string())));
-    }
-
     fn is_asked_to_lead(&self, ordinal: u8, reply: Reply) {
         self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
     }
 
     fn all_follow(&self, leader: u8) {
-        (0..3).for_each(|ordinal| self.follows(ordinal, Some(leader)));
+        self.agents.keys().for_each(|ordinal| self.follows(*ordinal, Some(leader)));
     }
 }
 
 #[test]
-fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
+fn a_server_that_the_leader_copies_nothing_to_is_waited_for_when_nothing_could_be_written_without_us() {
     let scene = leading();
     scene.autopilot(&[]);
-    [(0, 100), (1, 99), (2, 100)].into_iter().for_each(|(ordinal, index)| scene.has_copied(ordinal, index));
+    scene.has_copied(2, 99);
+    scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-2 lacks what the leader's log has, and without us no majority has it");
+    scene.has_copied(2, 100);
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+    scene.all_follow(1);
+    hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+}
+
+#[test]
+fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
+    let scene = leading_of(5);
+    scene.autopilot(&[]);
+    scene.has_copied(1, 99);
     scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
     scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
@@ -1282,13 +1295,15 @@ fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
 
 #[test]
 fn when_one_cannot_take_leadership_the_next_one_is_asked_and_who_is_behind_too() {
-    let scene = leading();
+    let scene = leading_of(5);
     scene.autopilot(&[]);
-    [(0, 100), (1, 99), (2, 100)].into_iter().for_each(|(ordinal, index)| scene.has_copied(ordinal, index));
+    scene.has_copied(1, 99);
     scene.is_asked_to_lead(2, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    scene.is_asked_to_lead(3, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    scene.is_asked_to_lead(4, Reply::Json(500, "leadership transfer timeout".to_owned()));
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 2);
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 4);
     scene.all_follow(1);
     hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
 }

@@ -257,6 +257,7 @@ impl Stopper {
         let mut unsure = false;
         let mut handed_over = false;
         let mut looked: Option<Instant> = None;
+        let mut behind: Option<Instant> = None;
         loop {
             let view = match self.asker.see().await {
                 Ok(view) => view,
@@ -276,7 +277,11 @@ impl Stopper {
             }
             let waited = looked.get_or_insert_with(Instant::now).elapsed();
             seen.look(&view, us);
-            let line = guard::waits_for(&view, us, &seen, waited);
+            let mut line = guard::waits_for(&view, us, &seen, waited);
+            // The agents are asked for it only when nobody else is waited for.
+            if line.is_none() && !us.withdrawn {
+                line = self.behind(&view, &mut behind).await;
+            }
             let late = Instant::now() >= seen.until(&view, first, last);
             if let Some(line) = &line {
                 let wait = wait.get_or_insert_with(Wait::begin);
@@ -333,6 +338,16 @@ impl Stopper {
         }
     }
 
+    /// Whom to wait for of those that lack what the leader's log has; `since` is when the first was found.
+    async fn behind(&self, view: &View, since: &mut Option<Instant>) -> Option<String> {
+        if !view.we_vote() || since.is_some_and(|since| since.elapsed() >= guard::BEHIND) {
+            return None;
+        }
+        let line = guard::lacks(view, &self.asker.behind(view).await)?;
+        since.get_or_insert_with(Instant::now);
+        Some(line)
+    }
+
     async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {
         if !view.we_lead() {
             return;
@@ -361,6 +376,7 @@ impl Stopper {
         let mut wait: Option<Wait> = None;
         let mut seen = guard::Seen::default();
         let mut looked: Option<Instant> = None;
+        let mut behind: Option<Instant> = None;
         let mut line = "the own agent does not answer".to_owned();
         loop {
             line = match timeout_at(deadline - ENDING, self.asker.see()).await {
@@ -381,7 +397,11 @@ impl Stopper {
                     let may_wait = returns && !together && Instant::now() < half(begun, deadline);
                     let returning = if may_wait { waits() } else { None };
                     let higher = self.higher(&view, facts, begun).await;
-                    let Some(line) = gates::shut(&view, &higher).or(returning) else {
+                    let mut shut = gates::shut(&view, &higher).or(returning);
+                    if shut.is_none() && may_wait {
+                        shut = self.behind(&view, &mut behind).await;
+                    }
+                    let Some(line) = shut else {
                         wait.into_iter().for_each(|wait| steps.note(wait.tell()));
                         if together {
                             return self.leave_gossip(deadline, steps).await;

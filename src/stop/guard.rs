@@ -15,6 +15,9 @@ pub const DEAD: Duration = Duration::from_secs(5);
 /// And one whose Pod was being deleted, for as long as that is so: a machine that is lost keeps a Pod so for ever.
 const GOING: Duration = Duration::from_secs(20);
 
+/// And until those have what the leader's log has whom it does not copy to, since a dial of Consul's got lost that lasts 10 s.
+pub const BEHIND: Duration = Duration::from_secs(15);
+
 /// Who asks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Us {
@@ -92,6 +95,14 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
+/// For whom to wait of those that are behind the leader's log ([`super::voters::Asker::behind`]); `None`: without us a majority has it.
+pub fn lacks(view: &View, behind: &BTreeSet<SocketAddr>) -> Option<String> {
+    let able = view.others.iter().filter(|voter| voter.is_healthy() && !behind.contains(&voter.address)).count();
+    let voter = view.others.iter().find(|voter| behind.contains(&voter.address))?;
+    (able * 2 <= view.count())
+        .then(|| format!("{} lacks what the leader's log has, and without us no majority has it", voter.name()))
+}
+
 /// Whether a majority of the voters stops at once: others do, and we too.
 pub fn majority_goes(view: &View) -> bool {
     let others = view.others.iter().filter(|voter| is_going(voter)).count();
@@ -137,6 +148,21 @@ mod tests {
         let mut seen = Seen::default();
         looks.iter().for_each(|view| seen.look(view, us(ordinal)));
         seen
+    }
+
+    #[test]
+    fn who_lacks_the_leaders_log_is_waited_for_when_nothing_could_be_written_without_us() {
+        let three = view(1, vec![voter(0), voter(2)]);
+        let behind = |ordinals: &[u32]| ordinals.iter().map(|ordinal| at(*ordinal)).collect::<BTreeSet<_>>();
+        assert!(lacks(&three, &behind(&[2])).unwrap().contains("consul-server-2 lacks"));
+        assert_eq!(lacks(&three, &behind(&[])), None);
+        let five = |others: Vec<Voter>| view(1, others);
+        let well = || vec![voter(0), voter(2), voter(3), voter(4)];
+        assert_eq!(lacks(&five(well()), &behind(&[2])), None, "three of five have it");
+        assert!(lacks(&five(well()), &behind(&[2, 3])).is_some());
+        let mut one_is_away = well();
+        one_is_away[3] = voter(4).away();
+        assert!(lacks(&five(one_is_away), &behind(&[2])).is_some());
     }
 
     #[test]

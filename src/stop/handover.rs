@@ -4,24 +4,20 @@
 //! a new one already the most caught-up of them. So leadership moves at most twice in a rolling restart, and in an upgrade no new leader writes
 //! what old followers cannot read. Only the leader itself ever asks for it, because any server would pass the order on.
 //!
-//! Whoever does not have what our log has is asked last, and when one is asked in vain the next one is. A leader whose dial to a server
-//! that returns got lost (kube-proxy by iptables takes the refusal away before it gives the address, and what is sent between goes
-//! nowhere) copies nothing there for Consul's 10 s, while its heartbeats arrive and all call that server healthy. It cannot become leader,
-//! and nothing is written in the second in which that is tried (seen, 1.22.6).
+//! Whoever lacks what our log has ([`Asker::behind`]) cannot become leader, and nothing is written in the second in which that is tried
+//! (seen, 1.22.6). So it is asked last, and when one is asked in vain the next one is.
 
-use super::voters::{ASKED, Asker, View, Voter};
+use super::voters::{Asker, View, Voter};
 use crate::api::consul::ApiError;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// How long the others may need to follow the new leader.
 const FOLLOWED: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a server may need for what our log has: a follower has it after some milliseconds.
-const COPIED: Duration = Duration::from_millis(300);
 
 /// Leadership that went over, or why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,15 +74,14 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         others: view.others.iter().filter(|one| ids.contains_key(&one.address)).cloned().collect(),
         ..view.clone()
     };
-    // Nobody tells without agent:read.
-    let reach = asker.agent.describe_within(ASKED).await.ok().and_then(|own| own.last_log_index());
+    let reach = asker.reach(view).await;
     let mut order: VecDeque<_> =
         successors(&voting, revision, &indices).into_iter().map(|next| (next, reach)).collect();
     let mut why = "no other voter is well".to_owned();
     while let Some((next, reach)) = order.pop_front() {
         let reach = reach.filter(|_| !order.is_empty());
         if let Some(index) = reach
-            && is_behind(asker, next, index).await
+            && asker.is_behind(next.address, index).await
         {
             order.push_back((next, None));
             continue;
@@ -105,21 +100,6 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         }
     }
     no(why)
-}
-
-/// Whether a server does not have our log up to this index, or does not say so in time. One that nobody may ask is not behind.
-async fn is_behind(asker: &Asker, voter: &Voter, index: u64) -> bool {
-    let Ok(agent) = asker.peers.at(voter.address.ip()) else { return false };
-    let asked = async {
-        loop {
-            match agent.describe_within(ASKED).await.map(|theirs| theirs.last_log_index()) {
-                Ok(Some(theirs)) if theirs < index => sleep(LOOK).await,
-                Err(error) if !error.is_denied() && !error.is_unknown_token() => sleep(LOOK).await,
-                Ok(_) | Err(_) => return,
-            }
-        }
-    };
-    timeout(COPIED, asked).await.is_err()
 }
 
 /// Waits until we and the other healthy servers follow the new leader.
