@@ -63,7 +63,27 @@ SECTIONS
 ";
 
 /// What the start runs, and how any of libc's functions for strings are called, is in sections of their own.
-const FOOT: &str = "  }\n  .init : { KEEP(*(.init)) }\n  .iplt : { *(.iplt) }\n}\nINSERT BEFORE .text;\n";
+const FOOT: &str = "    /* Of who asks DNS alone, by itself: where nobody does it is not resident. */
+    *(.text.*hickory_*)
+    *(.text._ZN7convene6survey3dns*)
+    *(.text._ZN7convene8settings4read*)
+    *(.text._ZN8smallvec*)
+    *(.text.*hashbrown..Equivalent*)
+    *(.text._RINvNtCs*_4core3ptr13drop_in_placeNtNtNtCs*_3std2io5error5Error*)
+    *(.text.*core..iter..adapters..zip*)
+    *(.text._RNvMs*_9hashbrown3raw*)
+    *(.text.*prefix_trie*)
+    *(.text.*tinyvec*)
+    *libc.a:sendto.o(.text)
+    *libc.a:recvfrom.o(.text)
+    *libm*.a:*_exp*.o(.text .text.*)
+    *libm*.a:s_round*.o(.text .text.*)
+  }
+  .init : { KEEP(*(.init)) }
+  .iplt : { *(.iplt) }
+}
+INSERT BEFORE .text;
+";
 
 fn main() -> ExitCode {
     let mut paths = std::env::args().skip(1);
