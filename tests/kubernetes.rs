@@ -777,6 +777,8 @@ fn a_leave_hook_notes_and_claims_what_nobody_did_before_it() {
     let unwatched = Unwatched::new();
     unwatched.follow(2);
     unwatched.own.always(Call::get("/v1/agent/members", Reply::ok("[]")));
+    // How far the leader's log reaches is asked, and not told without a token.
+    unwatched.other.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
     // Who the other raft peers are is asked of every ordinal around.
     for ordinal in 2..5 {
         unwatched.world.no(&format!("{PODS}/consul-server-{ordinal}"));
