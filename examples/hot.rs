@@ -51,6 +51,7 @@ SECTIONS
     *(.text.*futures_channel*)
     *(.text._ZN5tokio*)
     *(.text._ZN9kube_core7request*)
+    *(.text._ZN7convene6survey9strangers*)
     *(.text._RNvMNtCs*_5alloc5alloc*)
     *(.text._ZN4http*)
     *(.text.*hyper_util*)
@@ -63,7 +64,13 @@ SECTIONS
 ";
 
 /// What the start runs, and how any of libc's functions for strings are called, is in sections of their own.
-const FOOT: &str = "    /* Of who asks DNS alone, by itself: where nobody does it is not resident. */
+const FOOT: &str = "    *crt1.o(.text)
+    *crtbegin*.o(.text)
+  }
+  .init : { KEEP(*(.init)) }
+  .iplt : { *(.iplt) }
+  .text.dns : {
+    /* Of who asks DNS alone, by itself: where nobody does it is not resident. */
     *(.text.*hickory_*)
     *(.text._ZN7convene6survey3dns*)
     *(.text._ZN7convene8settings4read*)
@@ -79,8 +86,6 @@ const FOOT: &str = "    /* Of who asks DNS alone, by itself: where nobody does i
     *libm*.a:*_exp*.o(.text .text.*)
     *libm*.a:s_round*.o(.text .text.*)
   }
-  .init : { KEEP(*(.init)) }
-  .iplt : { *(.iplt) }
 }
 INSERT BEFORE .text;
 ";
