@@ -6,7 +6,7 @@
 //! `hot MAP CALLGRIND…` reads a linker's map and what callgrind saw, and prints the script. To make them: link as `make static`
 //! does, but with `CARGO_PROFILE_RELEASE_STRIP=none`, without hot.ld and with `-Wl,-Map=MAP`; then run that binary in a server's
 //! Pod, in place of `convene run -- …`, under `callgrind --demangle=no`, from an empty volume to its TERM, and again with data.
-//! What callgrind cannot see stands in [`HEAD`]: `perf record -e minor-faults -c 1 -d` of the same run, and `perf script -F ip,addr`, name
+//! What callgrind cannot see stands in [`HEAD`] and [`FOOT`]: `perf record -e minor-faults -c 1 -d` of the same run, and `perf script -F ip,addr`, name
 //! each function outside of `.text.run` that cost a window.
 //!
 //! It is time for that when `make bench-cluster` says that memory is missed, as it may after many other changes: a name that is
@@ -63,7 +63,7 @@ SECTIONS
     *(.text._ZN4core3ptr??drop_in_place$LT$alloc..*)
 ";
 
-/// What the start runs, and how any of libc's functions for strings are called, is in sections of their own.
+/// What the start runs, how any of libc's functions for strings are called, and what asks DNS, in sections of their own.
 const FOOT: &str = "    *crt1.o(.text)
     *crtbegin*.o(.text)
   }

@@ -408,7 +408,7 @@ async fn announce(agent: &Agent, why: &str) -> (bool, Event) {
     warn!("{message}");
     let event = |warning, message| Event { reason: "Overlooked", warning, message };
     match agent.leave(LEAVES).await {
-        Err(error) if error.is_denied() || error.is_unknown_token() => {
+        Err(error) if error.is_denied() => {
             let waits = "so it waits for the leader to reconcile, which takes up to a minute";
             warn!("it may not leave, {waits}: {}", chain(&error));
             (false, event(true, format!("{why}, and it may not leave to join anew, {waits}: {error}")))

@@ -1236,7 +1236,21 @@ fn leading() -> Scene {
 fn leading_of(size: u8) -> Scene {
     let scene = Scene::of(0, size);
     scene.our_pod_is_deleted();
+    scene.autopilot(&[]);
     scene
+}
+
+impl Scene {
+    fn is_asked_to_lead(&self, ordinal: u8, reply: Reply) {
+        self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
+    }
+
+    /// All follow the new leader once so many have been asked, and the stop says so.
+    fn hands_over_to(&self, leader: u8, asked: usize, hook: Running) {
+        self.us().wait_for("/v1/operator/raft/transfer-leader", asked);
+        self.agents.keys().for_each(|ordinal| self.follows(*ordinal, Some(leader)));
+        hook.ended().ends(0, &[&format!("handed leadership over to consul-server-{leader} in")]);
+    }
 }
 
 #[test]
@@ -1250,68 +1264,43 @@ fn the_one_of_the_old_revision_is_asked_to_lead_although_the_other_is_ahead() {
     scene.kubernetes.pod(1, &of(running(1, scene.ip(1).into()), "new"));
     scene.kubernetes.pod(2, &of(running(2, scene.ip(2).into()), "old"));
     scene.autopilot(&[(1, 9), (2, 5)]);
-    scene.us().expect(Call::post("/v1/operator/raft/transfer-leader?id=id-2", Reply::ok("{\"Success\":true}")));
-    let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
-    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(2)));
-    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
-}
-
-impl Scene {
-    fn is_asked_to_lead(&self, ordinal: u8, reply: Reply) {
-        self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
-    }
-
-    fn all_follow(&self, leader: u8) {
-        self.agents.keys().for_each(|ordinal| self.follows(*ordinal, Some(leader)));
-    }
+    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
+    scene.hands_over_to(2, 1, scene.start_leave(&[], "600s"));
 }
 
 #[test]
 fn a_server_that_the_leader_copies_nothing_to_is_waited_for_when_nothing_could_be_written_without_us() {
     let scene = leading();
-    scene.autopilot(&[]);
     scene.has_copied(2, 99);
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-2 lacks what the leader's log has, and without us no majority has it");
     scene.has_copied(2, 100);
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
-    scene.all_follow(1);
-    hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+    scene.hands_over_to(1, 1, hook);
 }
 
 #[test]
 fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
     let scene = leading_of(5);
-    scene.autopilot(&[]);
     scene.has_copied(1, 99);
     scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
-    let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
-    scene.all_follow(2);
-    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
+    scene.hands_over_to(2, 1, scene.start_leave(&[], "600s"));
 }
 
 #[test]
 fn when_one_cannot_take_leadership_the_next_one_is_asked_and_who_is_behind_too() {
     let scene = leading_of(5);
-    scene.autopilot(&[]);
     scene.has_copied(1, 99);
-    scene.is_asked_to_lead(2, Reply::Json(500, "leadership transfer timeout".to_owned()));
-    scene.is_asked_to_lead(3, Reply::Json(500, "leadership transfer timeout".to_owned()));
-    scene.is_asked_to_lead(4, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    for ordinal in 2..5 {
+        scene.is_asked_to_lead(ordinal, Reply::Json(500, "leadership transfer timeout".to_owned()));
+    }
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
-    let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 4);
-    scene.all_follow(1);
-    hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+    scene.hands_over_to(1, 4, scene.start_leave(&[], "600s"));
 }
 
 #[test]
 fn leadership_that_nobody_can_take_stays_and_the_stop_says_why() {
     let scene = leading();
-    scene.autopilot(&[]);
     scene.is_asked_to_lead(1, Reply::Json(500, "leadership transfer timeout".to_owned()));
     scene.is_asked_to_lead(2, Reply::Json(500, "cannot find peer".to_owned()));
     scene
@@ -1326,8 +1315,7 @@ fn a_transfer_that_is_not_allowed_is_told_once_with_the_policy_and_the_stop_goes
         ("ACL not found", "Consul does not know our token: it has expired, or was deleted"),
     ] {
         let scene = leading();
-        scene.autopilot(&[]);
-        scene.us().expect(Call::post("/v1/operator/raft/transfer-leader?id=id-1", Reply::Json(403, said.to_owned())));
+        scene.is_asked_to_lead(1, Reply::Json(403, said.to_owned()));
         let stopped = scene.leave(&[], "600s");
         stopped.ends(0, &[told]);
         assert_eq!(stopped.log.matches(told).count(), 1, "{}", stopped.log);

@@ -9,7 +9,7 @@
 
 use super::voters::{Asker, View, Voter};
 use crate::api::consul::ApiError;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -74,18 +74,13 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         others: view.others.iter().filter(|one| ids.contains_key(&one.address)).cloned().collect(),
         ..view.clone()
     };
-    let reach = asker.reach(view).await;
-    let mut order: VecDeque<_> =
-        successors(&voting, revision, &indices).into_iter().map(|next| (next, reach)).collect();
+    let mut order = successors(&voting, revision, &indices);
+    if order.len() > 1 {
+        let behind = asker.behind(&voting).await;
+        order.sort_by_key(|next| behind.contains(&next.address));
+    }
     let mut why = "no other voter is well".to_owned();
-    while let Some((next, reach)) = order.pop_front() {
-        let reach = reach.filter(|_| !order.is_empty());
-        if let Some(index) = reach
-            && asker.is_behind(next.address, index).await
-        {
-            order.push_back((next, None));
-            continue;
-        }
+    for next in order {
         let Some(id) = ids.get(&next.address) else { continue };
         // Not an earlier answer: somebody else may lead by now, and would be moved.
         match asker.agent.leader().await {
@@ -95,7 +90,7 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         }
         match asker.agent.transfer_leader(id).await {
             Ok(()) => return followed(asker, next).await,
-            Err(error) if error.is_denied() || error.is_unknown_token() => return no(why_not(&error)),
+            Err(error) if error.is_denied() => return no(why_not(&error)),
             Err(error) => why = format!("{} could not take it: {error}", next.name()),
         }
     }

@@ -316,7 +316,7 @@ impl Asker {
     }
 
     /// How far the leader's log reaches. `None`: there is none, or nobody tells (`agent:read`).
-    pub async fn reach(&self, view: &View) -> Option<u64> {
+    async fn reach(&self, view: &View) -> Option<u64> {
         let leader = view.leader?;
         let agent = if view.we_lead() { self.agent.clone() } else { self.peers.at(leader.ip()).ok()? };
         agent.describe_within(ASKED).await.ok()?.last_log_index()
@@ -344,13 +344,13 @@ impl Asker {
     }
 
     /// Whether a server's log does not reach this index in time, or it does not say so. One that may not be asked is not behind.
-    pub(super) async fn is_behind(&self, address: SocketAddr, index: u64) -> bool {
+    async fn is_behind(&self, address: SocketAddr, index: u64) -> bool {
         let Ok(agent) = self.peers.at(address.ip()) else { return false };
         let asked = async {
             loop {
                 match agent.describe_within(ASKED).await.map(|theirs| theirs.last_log_index()) {
                     Ok(Some(theirs)) if theirs < index => sleep(COPYING).await,
-                    Err(error) if !error.is_denied() && !error.is_unknown_token() => sleep(COPYING).await,
+                    Err(error) if !error.is_denied() => sleep(COPYING).await,
                     Ok(_) | Err(_) => return,
                 }
             }
