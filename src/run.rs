@@ -39,7 +39,9 @@ use tracing::{info, warn};
 use watch::Watch;
 
 /// How long after a TERM an agent may still answer, which closes its API at once.
-const HEARD: Duration = Duration::from_secs(2);
+const HEARD: Duration = Duration::from_millis(500);
+/// How long a leave may take to answer whose agent has ended as one that has left.
+const ANSWERED: Duration = Duration::from_secs(2);
 /// How long a stop may go on whose agent has ended by itself.
 const WITHOUT_AGENT: Duration = Duration::from_secs(5);
 
@@ -52,6 +54,9 @@ const RECONCILED: Duration = Duration::from_secs(65);
 /// copies to a server that does not answer it waits for that, 10 s at most or for ever, and its heartbeats go on meanwhile, so that the
 /// others take it for their leader still. Nothing on its disk minds a KILL.
 const HUNG: Duration = Duration::from_secs(3);
+
+/// And one that has not answered yet, since it drops a TERM that comes before.
+const STARTS: Duration = Duration::from_secs(10);
 
 /// How long the leave of a server may take that has no vote: Consul's drain, which a user may lengthen, and what gossip needs.
 const LEAVES: Duration = Duration::from_secs(20);
@@ -264,6 +269,8 @@ struct Stopping {
     failed: Option<Failure>,
     /// When the agent was told to end.
     ending: Option<Instant>,
+    /// When it is taken for hung, if it may be.
+    hung: Option<Instant>,
     /// The deadline was over and the agent was killed.
     killed: bool,
     /// Then the agent is started anew.
@@ -275,8 +282,8 @@ struct Stopping {
 /// The watch beside an agent; gives who watched, and why the agent is of no use any more.
 type Watching = Pin<Box<dyn Future<Output = (Beside, Again)>>>;
 
-/// A leave of a server that its leader overlooks; gives who watched, whether it has left, and an Event of it.
-type Leaving = Pin<Box<dyn Future<Output = (Beside, (bool, Event))>>>;
+/// A leave of a server that its leader overlooks; gives who watched, what came of it, and an Event.
+type Leaving = Pin<Box<dyn Future<Output = (Beside, (Gone, Event))>>>;
 
 fn watching_by(mut beside: Beside, waiting: Option<Held>) -> Watching {
     Box::pin(async move {
@@ -299,8 +306,8 @@ async fn supervise(
     let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
     let mut watching = Some(watching_by(beside, waiting));
     let mut leaving: Option<Leaving> = None;
-    // A TERM came while it left to join anew.
-    let mut for_good = false;
+    // When a TERM came while it left to join anew.
+    let mut for_good: Option<Instant> = None;
     let mut stopping: Option<Stopping> = None;
     // A client leaves at a TERM, and so does a server that was ordered to; another one would abort that.
     let leaves_at_term = node.role == Role::Client || stopper.order == Some(Leave::Signal);
@@ -322,17 +329,17 @@ async fn supervise(
                     // Another leave beside it would wait for what is done already.
                     None if leaving.is_some() => {
                         info!("TERM: the agent leaves already, to join anew; now it leaves for good");
-                        for_good = true;
+                        for_good.get_or_insert_with(Instant::now);
                     }
                     None => {
                         watching = None;
-                        stopping = Some(begin(stopper.clone()));
+                        stopping = Some(begin(stopper.clone(), Instant::now()));
                     }
                     // A second signal would abort Consul's leave.
                     Some(_) => info!("TERM again: the stop is under way already"),
                 },
                 // Nor may INT or QUIT, which a terminal or a person sends meanwhile.
-                Happened::Signalled(signal @ (Signal::SIGINT | Signal::SIGQUIT)) if stopping.is_some() => {
+                Happened::Signalled(signal @ (Signal::SIGINT | Signal::SIGQUIT)) if stopping.is_some() || for_good.is_some() => {
                     info!(signal = signal.as_str(), "not handed on: the stop is under way already");
                 }
                 Happened::Signalled(signal) => {
@@ -344,11 +351,11 @@ async fn supervise(
                 }
             },
             course = over(&mut stopping) => {
-                let signal = course.signal;
+                let (signal, answers) = (course.signal, course.answers);
                 if let Some(stopping) = &mut stopping {
                     stopping.follow(course, &mut events);
                     if task.consul && !leaves_at_term {
-                        stopping.hurry();
+                        stopping.hurry(if answers { HUNG } else { STARTS });
                     }
                 }
                 // The one signal that the agent gets.
@@ -366,21 +373,29 @@ async fn supervise(
                     stopping = Some(Stopping::to_start_again());
                 }
             },
-            (beside, (left, event)) = within(&mut leaving) => {
+            (beside, (gone, event)) = within(&mut leaving) => {
                 leaving = None;
                 events.tell(event);
-                if left {
-                    supervisor.forward(Signal::SIGINT);
-                    stopping = Some(Stopping::of_overlooked(for_good, &mut events));
-                } else if for_good {
-                    stopping = Some(begin(stopper.clone()));
-                } else {
-                    watching = Some(watching_by(beside, None));
+                match (gone, for_good) {
+                    (Gone::No, None) => watching = Some(watching_by(beside, None)),
+                    (Gone::No, Some(term)) => stopping = Some(begin(stopper.clone(), term)),
+                    (gone, _) => {
+                        supervisor.forward(Signal::SIGINT);
+                        stopping = Some(Stopping::of_overlooked(gone, for_good.is_some(), &mut events));
+                    }
                 }
+            },
+            () = sleep_until(leave_until(for_good, stopper.grace)), if leaving.is_some() && for_good.is_some() => {
+                leaving = None;
+                supervisor.forward(Signal::SIGINT);
+                stopping = Some(Stopping::of_overlooked(Gone::Unsaid, true, &mut events));
             },
             () = still_answers(&agent), if may_repeat => {
                 info!("the agent goes on, since a TERM that comes while it starts is lost: TERM again");
                 supervisor.forward(Signal::SIGTERM);
+                if let Some(stopping) = &mut stopping {
+                    stopping.told_again();
+                }
             },
             () = sleep_until(until), if may_kill => if let Some(stopping) = &mut stopping {
                 supervisor.forward(stopping.late());
@@ -388,22 +403,34 @@ async fn supervise(
         }
     };
     // `recover` ended it, so that its next life takes peers.json. One that does not take it is not started for it again.
-    if stopping.is_none() && on.has_peers_since(begun) {
+    if stopping.is_none() && for_good.is_none() && on.has_peers_since(begun) {
         info!(code, "the agent was ended for its recovery: it is started again");
         return Ok(Over::Again { signals: supervisor.finish(Instant::now() + STRAGGLERS).await, told: task.told });
     }
     // One that has left ends with 0, and may do so before it answers.
-    if let Some(leaving) = leaving.filter(|_| code == 0) {
-        if let Ok((_, (_, event))) = timeout(HEARD, leaving).await {
+    if let Some(leaving) = leaving.filter(|_| code == 0 || for_good.is_some()) {
+        if let Ok((_, (_, event))) = timeout(ANSWERED, leaving).await {
             events.tell(event);
         }
-        stopping = Some(Stopping::of_overlooked(for_good, &mut events));
+        let gone = if code == 0 { Gone::Left } else { Gone::Unsaid };
+        stopping = Some(Stopping::of_overlooked(gone, for_good.is_some(), &mut events));
     }
     finish(supervisor, stopping, code, events).await
 }
 
-/// Has a server that its leader overlooks leave, so that its next start tells of it. Gives whether it has left, and an Event of it.
-async fn announce(agent: &Agent, why: &str) -> (bool, Event) {
+/// What came of a leave of a server that its leader overlooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// It has left.
+    Left,
+    /// It ends or hangs, and has left for the others in either case.
+    Unsaid,
+    /// It may not leave.
+    No,
+}
+
+/// Has a server that its leader overlooks leave, so that its next start tells of it. Gives what came of it, and an Event.
+async fn announce(agent: &Agent, why: &str) -> (Gone, Event) {
     let message = format!("{why}: it leaves, and joins anew");
     warn!("{message}");
     let event = |warning, message| Event { reason: "Overlooked", warning, message };
@@ -411,23 +438,26 @@ async fn announce(agent: &Agent, why: &str) -> (bool, Event) {
         Err(error) if error.is_denied() => {
             let waits = "so it waits for the leader to reconcile, which takes up to a minute";
             warn!("it may not leave, {waits}: {}", chain(&error));
-            (false, event(true, format!("{why}, and it may not leave to join anew, {waits}: {error}")))
+            (Gone::No, event(true, format!("{why}, and it may not leave to join anew, {waits}: {error}")))
         }
-        Ok(()) => (true, event(false, message)),
-        // It ends or hangs, and has left for the others in either case.
+        Ok(()) => (Gone::Left, event(false, message)),
         Err(error) => {
             warn!("of its leave: {}", chain(&error));
-            (true, event(false, message))
+            (Gone::Unsaid, event(false, message))
         }
     }
 }
 
-/// Begins the stop.
-fn begin(stopper: Stopper) -> Stopping {
-    let begun = Instant::now();
+/// Begins the stop that was ordered at `begun`.
+fn begin(stopper: Stopper, begun: Instant) -> Stopping {
     info!(grace_s = stopper.grace.as_secs(), "TERM: stopping");
     let deadline = deadline(begun, stopper.grace);
     Stopping::new(deadline, Some(Box::pin(stopper.stop(begun))))
+}
+
+/// Until when a leave may go on after a TERM, and the agent has time to end after it.
+fn leave_until(term: Option<Instant>, grace: Duration) -> Instant {
+    term.map_or_else(far, |term| deadline(term, grace) - ENDING)
 }
 
 /// Ends when the agent answers long after it was told to end. Consul takes a TERM from the moment on when its API begins to
@@ -491,7 +521,7 @@ impl Beside {
 
 impl Stopping {
     fn new(deadline: Instant, course: Option<Pin<Box<dyn Future<Output = Course>>>>) -> Self {
-        Self { deadline, course, failed: None, ending: None, killed: false, again: false, told: false }
+        Self { deadline, course, failed: None, ending: None, hung: None, killed: false, again: false, told: false }
     }
 
     /// Of an agent that was told to end and is to have another life.
@@ -501,17 +531,23 @@ impl Stopping {
     }
 
     /// Of one that left because its leader does not take it in: to join anew, unless a TERM came meanwhile.
-    fn of_overlooked(for_good: bool, events: &mut Events) -> Self {
+    fn of_overlooked(gone: Gone, for_good: bool, events: &mut Events) -> Self {
         if for_good {
-            let message = "TERM: it had left already, to join anew, and does not".to_owned();
-            events.tell(Event { reason: "Left", warning: false, message });
+            let (reason, what) = match gone {
+                Gone::Left => ("Left", "it had left already, to join anew, and does not"),
+                _ => ("Stopping", "it was leaving already, to join anew, and does not; nobody confirms the leave"),
+            };
+            events.tell(Event { reason, warning: false, message: format!("TERM: {what}") });
         }
         Self { told: true, again: !for_good, ..Self::to_start_again() }
     }
 
     /// How long what is done now may take. A course ends in time by itself.
     fn until(&self) -> Instant {
-        if self.course.is_some() { self.deadline - ENDING / 2 } else { self.deadline }
+        if self.course.is_some() {
+            return self.deadline - ENDING / 2;
+        }
+        self.hung.map_or(self.deadline, |hung| hung.min(self.deadline))
     }
 
     /// That time is over: the signal that the agent gets.
@@ -528,8 +564,15 @@ impl Stopping {
     }
 
     /// An agent that hangs must not keep its Pod until the grace period is over.
-    fn hurry(&mut self) {
-        self.deadline = self.deadline.min(Instant::now() + HUNG);
+    fn hurry(&mut self, patience: Duration) {
+        self.hung = Some(Instant::now() + patience);
+    }
+
+    /// It has answered and was told once more, so that it has its time once more, within that of one that starts.
+    fn told_again(&mut self) {
+        if let (Some(_), Some(ending)) = (self.hung, self.ending) {
+            self.hung = Some((Instant::now() + HUNG).min(ending + STARTS));
+        }
     }
 
     /// Takes over what came of the course.
@@ -567,7 +610,7 @@ async fn finish(
         }
     }
     let took_ms = stopping.ending.map(|ending| millis(ending.elapsed()));
-    let (signals, ()) = tokio::join!(supervisor.finish(stopping.deadline), events.finish());
+    let (signals, ()) = tokio::join!(supervisor.finish(stopping.until()), events.finish());
     info!(code, killed = stopping.killed, took_ms, "the agent ended");
     match stopping.failed {
         Some(failure) => Err(failure),

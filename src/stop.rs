@@ -8,6 +8,7 @@ pub mod course;
 pub mod gates;
 pub mod guard;
 pub mod handover;
+pub mod lag;
 pub mod leave;
 pub mod look;
 pub mod steps;

@@ -646,8 +646,16 @@ fn a_server_that_speaks_tls_only_is_asked_by_the_servers_name_in_its_certificate
 /// Two servers that lead without the third, and a client that told them that it has left before they meet it again: a leader of Consul's
 /// passes over the join of such a server (1.22.6).
 fn two_that_will_overlook_the_third(test: &str) -> Option<Cluster> {
+    two_that_will_overlook_the_third_with(test, &[])
+}
+
+/// The same whose agents have these words too.
+fn two_that_will_overlook_the_third_with(test: &str, words: &[&str]) -> Option<Cluster> {
     let consul = needs_consul(test)?;
     let mut cluster = Cluster::new(env!("CARGO_BIN_EXE_convene"), consul, 3).and_clients(1);
+    for word in words {
+        cluster = cluster.with(word);
+    }
     cluster.publish_all();
     cluster.start_all(&["--leave=always"]);
     cluster.wait_formed(&ALL);
@@ -689,10 +697,10 @@ fn a_server_that_its_leader_overlooks_leaves_and_joins_anew() {
 
 #[test]
 fn a_term_while_an_overlooked_server_leaves_is_its_stop() {
-    let Some(mut cluster) = two_that_will_overlook_the_third("a_term_while_an_overlooked_server_leaves_is_its_stop")
-    else {
-        return;
-    };
+    let test = "a_term_while_an_overlooked_server_leaves_is_its_stop";
+    // So that the TERM comes in time.
+    let slowly = "-hcl=performance { leave_drain_time = \"3s\" }";
+    let Some(mut cluster) = two_that_will_overlook_the_third_with(test, &[slowly]) else { return };
     let lives = |cluster: &Cluster| cluster.log(2).matches("started the agent").count();
     let before = lives(&cluster);
     cluster.start(2, &["--leave=always"]);
@@ -702,7 +710,7 @@ fn a_term_while_an_overlooked_server_leaves_is_its_stop() {
     let log = cluster.log(2);
     assert!(log.contains("the agent leaves already, to join anew; now it leaves for good"), "{log}");
     assert_eq!(lives(&cluster), before + 1, "it has no other life: {log}");
-    assert_eq!(cluster.member(0, 2), Some(3), "left");
+    cluster.wait_for("its leave", || cluster.member(0, 2) == Some(3));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -223,7 +224,7 @@ impl Scene {
     /// How far a server's log reaches, as its agent tells.
     fn has_copied(&self, ordinal: u8, index: u64) {
         let told = json!({"Config": {"NodeName": pod_name(ordinal), "NodeID": "", "Server": true},
-            "Stats": {"raft": {"last_log_index": index.to_string()}}});
+            "Stats": {"raft": {"last_log_term": "2", "last_log_index": index.to_string()}}});
         self.agent(ordinal).always(Call::get("/v1/agent/self", Reply::ok(&told.to_string())));
     }
 
@@ -273,7 +274,9 @@ impl Scene {
     /// How far the logs reach that the leader has heard of.
     fn autopilot(&self, indices: &[(u8, u64)]) {
         let server = |(ordinal, index): &(u8, u64)| {
-            (format!("id-{ordinal}"), json!({"ID": format!("id-{ordinal}"), "LastIndex": index}))
+            let address = self.block.at(ordinal + 2, 8300);
+            let id = format!("id-{ordinal}");
+            (id.clone(), json!({"ID": id, "Address": address, "LastTerm": 2, "LastIndex": index}))
         };
         let state = json!({"Servers": Value::from_iter(indices.iter().map(server))});
         self.us().always(Call::get("/v1/operator/autopilot/state", Reply::ok(&state.to_string())));
@@ -1280,6 +1283,108 @@ fn a_server_that_the_leader_copies_nothing_to_is_waited_for_when_nothing_could_b
 }
 
 #[test]
+fn a_follower_waits_for_who_lacks_what_the_leaders_log_has_too() {
+    let scene = Scene::new(3);
+    scene.our_pod_is_deleted();
+    scene.has_copied(1, 99);
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-1 lacks what the leader's log has, and without us no majority has it");
+    scene.has_copied(1, 100);
+    hook.ended().ends(0, &[]).never_says("hand leadership over");
+}
+
+#[test]
+fn at_the_pods_own_address_a_leave_waits_for_who_lacks_what_the_leaders_log_has() {
+    let scene = Scene::new(3);
+    scene.records(false);
+    scene.our_pod_is_deleted();
+    scene.has_copied(1, 99);
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the leave waits: consul-server-1 lacks what the leader's log has, and without us no majority has it");
+    assert_eq!(scene.leaves(), 0);
+    scene.takes_a_leave();
+    scene.has_copied(1, 100);
+    hook.ended().ends(0, &["left in"]);
+}
+
+#[test]
+fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
+    let scene = leading();
+    scene.has_copied(2, 99);
+    scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
+    scene.has_copied(2, 100);
+    hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+}
+
+#[test]
+fn where_the_others_may_not_be_asked_the_leaders_autopilot_tells_who_lacks_its_log() {
+    let scene = leading();
+    let denied = Reply::Json(403, "Permission denied".to_owned());
+    [1, 2].map(|other| scene.agent(other).always(Call::get("/v1/agent/self", denied.clone())));
+    scene.autopilot(&[(0, 100), (1, 99), (2, 60)]);
+    scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+    // From now on somebody else says how far its log reaches, and may not be asked either.
+    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
+    scene.autopilot(&[(0, 160), (1, 160), (2, 60)]);
+    hook.says("the stop waits: consul-server-2 lacks what the leader's log has, and without us no majority has it");
+    scene.autopilot(&[(0, 260), (1, 260), (2, 200)]);
+    hook.ended().ends(0, &[]);
+}
+
+#[test]
+fn who_does_not_say_how_far_its_log_reaches_is_not_waited_for() {
+    for reply in [Reply::Json(500, "no".to_owned()), Reply::Html, Reply::Nothing] {
+        let scene = leading();
+        scene.agent(2).always(Call::get("/v1/agent/self", reply));
+        scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+        let hook = scene.start_leave(&[], "600s");
+        scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
+        (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
+        hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]).never_says("waits");
+    }
+}
+
+#[test]
+fn one_of_the_old_revision_is_asked_first_although_it_is_behind() {
+    let scene = leading_of(5);
+    let of = |ordinal: u8, revision: &str| {
+        let mut pod = running(ordinal, scene.ip(ordinal).into());
+        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
+        pod
+    };
+    scene.our_pod(&deleted(of(0, "old"), 600, 600));
+    scene.kubernetes.pod(1, &of(1, "old"));
+    (2..5).for_each(|other| scene.kubernetes.pod(other, &of(other, "new")));
+    scene.has_copied(1, 99);
+    scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
+    scene.hands_over_to(1, 1, scene.start_leave(&[], "600s"));
+}
+
+#[test]
+fn a_transfer_that_failed_by_its_answer_and_took_place_is_one_that_took_place() {
+    let scene = Arc::new(leading());
+    let follow = scene.clone();
+    let reply = Reply::by(move |_| {
+        (0..3).for_each(|ordinal| follow.follows(ordinal, Some(1)));
+        Reply::Json(500, "leadership transfer timeout".to_owned())
+    });
+    scene.is_asked_to_lead(1, reply);
+    scene.leave(&[], "600s").ends(0, &["handed leadership over to consul-server-1 in"]);
+}
+
+#[test]
+fn after_a_transfer_without_an_answer_nobody_else_is_asked() {
+    let scene = leading();
+    scene.is_asked_to_lead(1, Reply::Nothing);
+    scene.leave(&[], "600s").ends(0, &["did not hand leadership over: consul-server-1 could not take it: "]);
+}
+
+#[test]
 fn who_lacks_what_the_leaders_log_has_is_asked_last_to_lead() {
     let scene = leading_of(5);
     scene.has_copied(1, 99);
@@ -1654,7 +1759,7 @@ fn an_agent_that_does_not_end_is_killed_long_before_the_grace_period_is_over() {
     servers.cluster.signal(0, Signal::SIGTERM);
     servers.ends(0, 128 + 9);
     let log = servers.cluster.log(0);
-    assert!(log.contains("the agent has not ended within 3.0 s of its signal: killing it"), "{log}");
+    assert!(log.contains("the agent has not ended within 10.0 s of its signal: killing it"), "{log}");
 }
 
 #[test]

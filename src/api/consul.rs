@@ -171,8 +171,21 @@ pub struct PilotedServer {
     /// The node ID.
     #[serde(rename = "ID")]
     pub id: String,
+    /// Where its server port is.
+    pub address: String,
     /// The last entry of its log, as the leader heard of it some seconds ago.
     pub last_index: u64,
+    /// And that entry's term.
+    pub last_term: u64,
+}
+
+/// How far a log reaches: whichever has the later term knows more, however long the other is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reach {
+    /// The term of its last entry.
+    pub term: u64,
+    /// The index of its last entry.
+    pub index: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -232,9 +245,21 @@ pub struct AgentConfig {
 // === impl AgentSelf ===
 
 impl AgentSelf {
-    /// The index of the last entry in a server's log.
-    pub fn last_log_index(&self) -> Option<u64> {
-        self.stats.get("raft")?.get("last_log_index")?.parse().ok()
+    /// How far a server's log reaches, or its snapshot, which may be all that it has: it is sent one that lacks too much.
+    pub fn reach(&self) -> Option<Reach> {
+        let raft = self.stats.get("raft")?;
+        let number = |key: &str| raft.get(key)?.parse().ok();
+        let of = |term, index| Some(Reach { term: number(term)?, index: number(index)? });
+        of("last_log_term", "last_log_index").max(of("last_snapshot_term", "last_snapshot_index"))
+    }
+}
+
+// === impl PilotedServer ===
+
+impl PilotedServer {
+    /// How far its log reaches.
+    pub fn reach(&self) -> Reach {
+        Reach { term: self.last_term, index: self.last_index }
     }
 }
 

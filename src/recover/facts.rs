@@ -191,9 +191,7 @@ async fn us(world: &World, holding: &Holding) -> Result<Us, RecordError> {
 
 /// How far the agent says that its log came.
 pub(super) fn last(described: &AgentSelf) -> Option<Last> {
-    let raft = described.stats.get("raft")?;
-    let number = |key: &str| raft.get(key)?.parse().ok();
-    Some(Last { term: number("last_log_term")?, index: number("last_log_index")?, exact: true })
+    described.reach().map(|reach| Last { term: reach.term, index: reach.index, exact: true })
 }
 
 /// Our node ID and our address, as the next start of the agent has them.

@@ -7,6 +7,7 @@
 use super::cause::{Action, Cause, Facts, Known};
 use super::guard::Us;
 use super::handover::{HandedOver, hand_over};
+use super::lag::Lag;
 use super::leave::{LeaveError, Leaver, leave, leave_gossip, stopping};
 use super::look::{CALL, Looker};
 use super::steps::{Steps, Wait};
@@ -23,7 +24,7 @@ use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 /// How often a wait looks again.
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const CONTAINER: Duration = Duration::from_secs(10);
 /// How long calls may fail while we are out of our Service until the stop goes on as it is.
 const PASSING: Duration = Duration::from_secs(5);
+/// How long the agent may take for an answer that it has in memory.
+const ANSWERED: Duration = Duration::from_millis(300);
 /// With less than this a leave, or a wait for another server, does not fit.
 const ENOUGH: Duration = Duration::from_secs(20);
 
@@ -67,6 +70,8 @@ pub struct Course {
     pub event: Option<Event>,
     /// What the agent is ended by. A client leaves at a TERM by itself, and stays at an INT (as it is rendered for `run`).
     pub signal: Signal,
+    /// Whether the agent answers at its end: one that is starting takes no signal yet.
+    pub answers: bool,
 }
 
 /// How far it came.
@@ -118,7 +123,13 @@ impl Stopper {
         }
         if done.as_ref().is_ok_and(|done| *done == Done::Already) {
             info!("this stop was done already, by the hook or the supervisor beside this one");
-            return Course { deadline, done: Ok(()), event: None, signal: Signal::SIGTERM };
+            return Course {
+                deadline,
+                done: Ok(()),
+                event: None,
+                signal: Signal::SIGTERM,
+                answers: self.answers().await,
+            };
         }
         let message = steps.tell(begun.elapsed());
         match &done {
@@ -136,9 +147,14 @@ impl Stopper {
         Course {
             deadline,
             signal,
+            answers: self.answers().await,
             done: done.map(drop).map_err(|error| Failure::from_error(error.code(), &error)),
             event,
         }
+    }
+
+    async fn answers(&self) -> bool {
+        timeout(ANSWERED, self.leaver.agent.leader()).await.is_ok_and(|answer| answer.is_ok())
     }
 
     async fn go(&mut self, begun: Instant, deadline: &mut Instant, steps: &mut Steps) -> Result<Done, LeaveError> {
@@ -255,9 +271,9 @@ impl Stopper {
         let mut us = Us { withdrawn: self.looker.is_withdrawn(), ..self.us() };
         // A change of our label that failed may have been made all the same.
         let mut unsure = false;
-        let mut handed_over = false;
+        let (mut handed_over, mut early) = (false, false);
         let mut looked: Option<Instant> = None;
-        let mut behind: Option<Instant> = None;
+        let mut lag = Lag::default();
         loop {
             let view = match self.asker.see().await {
                 Ok(view) => view,
@@ -277,12 +293,13 @@ impl Stopper {
             }
             let waited = looked.get_or_insert_with(Instant::now).elapsed();
             seen.look(&view, us);
-            let mut line = guard::waits_for(&view, us, &seen, waited);
-            // The agents are asked for it only when nobody else is waited for.
-            if line.is_none() && !us.withdrawn {
-                line = self.behind(&view, &mut behind).await;
-            }
+            let (mut line, mut lacks) = (guard::waits_for(&view, us, &seen, waited), false);
             let late = Instant::now() >= seen.until(&view, first, last);
+            // The agents are asked for it only when nobody else is waited for.
+            if line.is_none() && !us.withdrawn && !late {
+                line = lag.waits_for(&self.asker, &view).await;
+                lacks = line.is_some();
+            }
             if let Some(line) = &line {
                 let wait = wait.get_or_insert_with(Wait::begin);
                 wait.say("the stop waits", line.clone());
@@ -291,6 +308,12 @@ impl Stopper {
             // Leadership that came to us since is handed over first, which needs our Service.
             let leads_since = us.withdrawn && view.we_lead() && !handed_over;
             if !late && (line.is_some() || leads_since) {
+                // Another leader dials anew whom we do not reach.
+                if lacks && view.we_lead() && !early {
+                    early = true;
+                    self.hand_over(&view, deadline, steps).await;
+                    continue;
+                }
                 // Leadership may come again while we wait.
                 handed_over &= line.is_none();
                 if us.withdrawn || unsure {
@@ -338,16 +361,6 @@ impl Stopper {
         }
     }
 
-    /// Whom to wait for of those that lack what the leader's log has; `since` is when the first was found.
-    async fn behind(&self, view: &View, since: &mut Option<Instant>) -> Option<String> {
-        if !view.we_vote() || since.is_some_and(|since| since.elapsed() >= guard::BEHIND) {
-            return None;
-        }
-        let line = guard::lacks(view, &self.asker.behind(view).await)?;
-        since.get_or_insert_with(Instant::now);
-        Some(line)
-    }
-
     async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {
         if !view.we_lead() {
             return;
@@ -376,7 +389,7 @@ impl Stopper {
         let mut wait: Option<Wait> = None;
         let mut seen = guard::Seen::default();
         let mut looked: Option<Instant> = None;
-        let mut behind: Option<Instant> = None;
+        let mut lag = Lag::default();
         let mut line = "the own agent does not answer".to_owned();
         loop {
             line = match timeout_at(deadline - ENDING, self.asker.see()).await {
@@ -399,7 +412,7 @@ impl Stopper {
                     let higher = self.higher(&view, facts, begun).await;
                     let mut shut = gates::shut(&view, &higher).or(returning);
                     if shut.is_none() && may_wait {
-                        shut = self.behind(&view, &mut behind).await;
+                        shut = lag.waits_for(&self.asker, &view).await;
                     }
                     let Some(line) = shut else {
                         wait.into_iter().for_each(|wait| steps.note(wait.tell()));

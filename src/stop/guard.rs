@@ -95,7 +95,7 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
-/// For whom to wait of those that are behind the leader's log ([`super::voters::Asker::behind`]); `None`: without us a majority has it.
+/// For whom to wait of those that are behind the leader's log ([`super::lag`]); `None`: without us a majority has it.
 pub fn lacks(view: &View, behind: &BTreeSet<SocketAddr>) -> Option<String> {
     let able = view.others.iter().filter(|voter| voter.is_healthy() && !behind.contains(&voter.address)).count();
     let voter = view.others.iter().find(|voter| behind.contains(&voter.address))?;

@@ -4,9 +4,10 @@
 //! a new one already the most caught-up of them. So leadership moves at most twice in a rolling restart, and in an upgrade no new leader writes
 //! what old followers cannot read. Only the leader itself ever asks for it, because any server would pass the order on.
 //!
-//! Whoever lacks what our log has ([`Asker::behind`]) cannot become leader, and nothing is written in the second in which that is tried
-//! (seen, 1.22.6). So it is asked last, and when one is asked in vain the next one is.
+//! Whoever lacks what our log has ([`Lag::behind`]) cannot become leader, and nothing is written in the second in which that is tried
+//! (seen, 1.22.6). So it is asked last of its revision, and when one is asked in vain the next one is.
 
+use super::lag::Lag;
 use super::voters::{Asker, View, Voter};
 use crate::api::consul::ApiError;
 use std::collections::BTreeMap;
@@ -36,13 +37,16 @@ pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<
     // Where all are being deleted it goes after us.
     let all_go = healthy().all(|voter| voter.terminating);
     let able = || healthy().filter(|voter| all_go || !voter.terminating);
-    let is_new =
-        |voter: &Voter| revision.is_some() && voter.revision.is_some() && voter.revision.as_deref() != revision;
     let lowest = |voter: &&Voter| (voter.ordinal.is_none(), voter.ordinal, voter.address);
-    able().filter(|voter| !is_new(voter)).min_by_key(lowest).or_else(|| {
+    able().filter(|voter| !is_new(voter, revision)).min_by_key(lowest).or_else(|| {
         // Of two that are alike the lower one: it is the last to be restarted.
         able().min_by_key(|voter| (std::cmp::Reverse(indices.get(&voter.address).copied()), lowest(voter)))
     })
+}
+
+/// Whether its Pod is of another revision than ours.
+fn is_new(voter: &Voter, revision: Option<&str>) -> bool {
+    revision.is_some() && voter.revision.is_some() && voter.revision.as_deref() != revision
 }
 
 /// All that may lead, in the order in which they are asked.
@@ -76,8 +80,8 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
     };
     let mut order = successors(&voting, revision, &indices);
     if order.len() > 1 {
-        let behind = asker.behind(&voting).await;
-        order.sort_by_key(|next| behind.contains(&next.address));
+        let behind = Lag::default().behind(asker, &voting).await;
+        order.sort_by_key(|next| (is_new(next, revision), behind.contains(&next.address)));
     }
     let mut why = "no other voter is well".to_owned();
     for next in order {
@@ -91,10 +95,32 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         match asker.agent.transfer_leader(id).await {
             Ok(()) => return followed(asker, next).await,
             Err(error) if error.is_denied() => return no(why_not(&error)),
-            Err(error) => why = format!("{} could not take it: {error}", next.name()),
+            Err(error) => {
+                let leader = leads_after(asker).await;
+                if leader == Some(next.address) {
+                    return followed(asker, next).await;
+                }
+                why = format!("{} could not take it: {error}", next.name());
+                // Without an answer the transfer may still be under way.
+                if leader != view.us || !matches!(error, ApiError::Status { .. }) {
+                    return no(why);
+                }
+            }
         }
     }
     no(why)
+}
+
+/// Who leads after a transfer that failed, or that took place though nobody said so.
+async fn leads_after(asker: &Asker) -> Option<SocketAddr> {
+    let begun = Instant::now();
+    while begun.elapsed() < FOLLOWED {
+        if let Ok(Some(leader)) = asker.agent.leader().await {
+            return Some(leader);
+        }
+        sleep(LOOK).await;
+    }
+    None
 }
 
 /// Waits until we and the other healthy servers follow the new leader.

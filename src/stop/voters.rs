@@ -16,16 +16,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 /// How long another server may take: it has the answer in memory, and a stop has no time for the silent.
 pub(super) const ASKED: Duration = Duration::from_millis(700);
-
-/// How long a server may need for what the leader's log has: a follower has it after some milliseconds.
-const COPIED: Duration = Duration::from_millis(300);
-
-/// How often it is asked meanwhile.
-const COPYING: Duration = Duration::from_millis(50);
 
 /// How soon the Kubernetes API is asked again of the same Pod: of many servers that wait each asks for all others.
 const TOLD: Duration = Duration::from_millis(500);
@@ -313,49 +307,6 @@ impl Asker {
             return self.view().await;
         }
         Ok(view)
-    }
-
-    /// How far the leader's log reaches. `None`: there is none, or nobody tells (`agent:read`).
-    async fn reach(&self, view: &View) -> Option<u64> {
-        let leader = view.leader?;
-        let agent = if view.we_lead() { self.agent.clone() } else { self.peers.at(leader.ip()).ok()? };
-        agent.describe_within(ASKED).await.ok()?.last_log_index()
-    }
-
-    /// The other voters that lack what the leader's log has, as far as that is told.
-    ///
-    /// A leader whose dial to a server that returns got lost copies nothing there for Consul's 10 s, while its heartbeats arrive: that
-    /// server follows it, autopilot calls it healthy, and it is of no use for a write (seen, 1.22.6). kube-proxy by iptables has such a
-    /// moment at each return: it takes away that a Service is refused before it has it lead anywhere.
-    pub async fn behind(&self, view: &View) -> BTreeSet<SocketAddr> {
-        let Some(index) = self.reach(view).await else { return BTreeSet::new() };
-        let mut asking = JoinSet::new();
-        for address in view.others.iter().filter(|voter| voter.is_healthy()).map(|voter| voter.address) {
-            if view.leader != Some(address) {
-                let asker = self.clone();
-                asking.spawn(async move { asker.is_behind(address, index).await.then_some(address) });
-            }
-        }
-        let mut behind = BTreeSet::new();
-        while let Some(done) = asking.join_next().await {
-            behind.extend(done.ok().flatten());
-        }
-        behind
-    }
-
-    /// Whether a server's log does not reach this index in time, or it does not say so. One that may not be asked is not behind.
-    async fn is_behind(&self, address: SocketAddr, index: u64) -> bool {
-        let Ok(agent) = self.peers.at(address.ip()) else { return false };
-        let asked = async {
-            loop {
-                match agent.describe_within(ASKED).await.map(|theirs| theirs.last_log_index()) {
-                    Ok(Some(theirs)) if theirs < index => sleep(COPYING).await,
-                    Err(error) if !error.is_denied() => sleep(COPYING).await,
-                    Ok(_) | Err(_) => return,
-                }
-            }
-        };
-        timeout(COPIED, asked).await.is_err()
     }
 
     /// Has the Kubernetes API asked again at the next look.
