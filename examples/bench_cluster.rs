@@ -2,7 +2,8 @@
 //! variant in turn, each in a namespace of its own, the usual pattern beside them. Prints one table, keeps it in
 //! `bench-cluster.txt` in cargo's target folder, and ends with 1 when a median is above its bound.
 //!
-//! `make bench-cluster` builds the program and runs this. `CONVENE_BENCH_RUNS` sets the number of runs.
+//! `make bench-cluster` builds the program and runs this. `CONVENE_BENCH_RUNS` sets the number of runs, `CONVENE_BENCH_ONLY` takes the
+//! variants with these words alone ("server, Kubernetes").
 
 // It is test code in all but name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -66,7 +67,9 @@ fn variants() -> Vec<Variant> {
 fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
-    let variants = variants();
+    let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
+    let variants: Vec<Variant> = variants().into_iter().filter(|one| one.name.contains(&only)).collect();
+    assert!(!variants.is_empty(), "CONVENE_BENCH_ONLY: no variant has {only:?}");
     let mut took: Vec<Vec<Took>> = variants.iter().map(|_| Vec::new()).collect();
     for number in 1..=runs {
         for (variant, took) in variants.iter().zip(&mut took) {

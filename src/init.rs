@@ -15,8 +15,8 @@ use crate::events::Events;
 use crate::exit::{Code, Failure};
 use crate::record::lock::{Held, Lock};
 use crate::record::node_id::NodeId;
-use crate::record::{Holding, Record, RecordError, VERSION, Volume};
-use crate::render::{How, render};
+use crate::record::{Holding, Record, RecordError, Untried, VERSION, Volume};
+use crate::render::{How, joins, render};
 use crate::settings::gossip::GossipKey;
 use crate::settings::{Adopt, DEFAULT_DATACENTER, Local, Node, Role, Seat, Survey as Settings};
 use crate::survey::agents::Verdict;
@@ -106,7 +106,7 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     let standing = |key: &GossipKey| volume.standing(key).map_err(|error| Failure::from_error(Code::Usage, &error));
     node.gossip_key.as_ref().map(standing).transpose()?;
     let dns = Dns::new(&node.survey);
-    let node = at_own_address(node, &dns, kube.as_ref(), &holding, waiting).await?;
+    let (node, untried) = at_own_address(node, &dns, kube.as_ref(), &holding, how.tried_later, waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
     surveyor.remember(memory(&node, &holding));
     let (start, survey) = loop {
@@ -136,7 +136,10 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
         standing(key)?.tell(&key.place);
     }
     let node_id = holding.node_id.clone().unwrap_or_else(|| new_id(&node));
-    let record = record(&node, &holding, &node_id, &start);
+    // A dial of Consul's gets lost for 10 s where it comes in the moment in which a Service begins to lead to its Pod.
+    let how = How { joins_later: untried, ..how };
+    let untried = untried.then(|| Untried { file: node.config_out.clone(), join: joins(&start) });
+    let record = Record { untried, ..record(&node, &holding, &node_id, &start) };
     volume.keep(&node_id, &record).map_err(|error| volume_failure(&error))?;
     volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume.write(&node.config_out, render(&node, &start, how).as_bytes()).map_err(|error| volume_failure(&error))?;
@@ -172,28 +175,29 @@ fn new_id(node: &Node) -> NodeId {
     }
 }
 
-/// The settings with the address that we advertise: the stable one, if there is one.
+/// The settings with the address that we advertise: the stable one, if there is one; and whether it is still to be tried.
 async fn at_own_address(
     node: &Node,
     dns: &Dns,
     kube: Option<&Kube>,
     holding: &Holding,
+    later: bool,
     waiting: &mut Waiting,
-) -> Result<Node, Failure> {
+) -> Result<(Node, bool), Failure> {
     let stable = loop {
-        match own::find(&node.local, &node.survey, dns, kube, holding.record.as_ref()).await {
+        match own::find(&node.local, &node.survey, dns, kube, holding.record.as_ref(), later).await {
             Ok(stable) => break stable,
             Err(line) => waiting.once_more(line).await?,
         }
     };
     let mut node = node.clone();
     node.survey.stable = stable.is_some();
-    if let Some(ip) = stable {
+    if let Some(own::Lasting { ip, .. }) = stable {
         info!(advertise = %ip, service = node.local.owner.pod, "advertising the address of the Pod's own Service");
         node.local.advertise = Some(ip);
         node.local.own_addresses.push(ip);
     }
-    Ok(node)
+    Ok((node, stable.is_some_and(|stable| stable.untried)))
 }
 
 /// What an earlier start learned of the cluster that the data on the volume belongs to; nothing where that data is not ours, or is
@@ -420,6 +424,7 @@ fn record(node: &Node, holding: &Holding, node_id: &NodeId, start: &Start) -> Re
         left: false,
         advertise: node.local.advertise,
         stable: node.survey.stable,
+        untried: None,
         addresses: addresses.into_iter().collect(),
         servers: old.map(|record| record.servers.clone()).unwrap_or_default(),
         // Without its data a server may join another one, or found it.

@@ -23,6 +23,7 @@
 //! [`doctor`] looks at all of it, from inside or outside, and says what is wrong and how it is mended.
 //! [`recover`] gives a server that has lost its quorum a raft configuration with which it can lead again.
 //! [`events`] tells a person what was decided.
+//! [`dial`] connects in spite of a lost packet.
 //!
 //! Three things hold throughout. What is written is written as a whole or not at all, and before anybody acts on it. A second
 //! run on the same world writes the same bytes. Every end has an exit code of [`exit`] and one line that says what, where,
@@ -56,6 +57,7 @@ pub mod reap;
 pub mod recover;
 
 pub mod api;
+pub mod dial;
 pub mod events;
 pub mod exit;
 pub mod log;

@@ -64,6 +64,9 @@ pub struct Record {
     /// That address is the Pod's own Service's, and outlives the Pod.
     #[serde(default)]
     pub stable: bool,
+    /// Nobody has tried yet whether it leads back to this Pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untried: Option<Untried>,
     /// Every address that we ever advertised.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
@@ -76,6 +79,15 @@ pub struct Record {
     /// What a newer convene of the same version wrote beside these is kept.
     #[serde(flatten)]
     pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// An address that is still to be tried, beside an agent that joins nobody before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untried {
+    /// The rendered file.
+    pub file: PathBuf,
+    /// What its `retry_join` is to be.
+    pub join: Vec<String>,
 }
 
 /// What was found on the volume.
@@ -491,6 +503,11 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Record, RecordError> {
 // === impl Record ===
 
 impl Record {
+    /// Its own Service's address that this server keeps, since it has reached itself there.
+    pub fn kept(&self) -> Option<IpAddr> {
+        self.advertise.filter(|_| self.stable && self.untried.is_none())
+    }
+
     /// What it tells of the cluster that the data belongs to.
     pub fn memory(&self) -> Memory {
         Memory { cluster: self.cluster.clone(), servers: self.servers.clone() }

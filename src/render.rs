@@ -21,6 +21,10 @@ pub struct How {
     pub supervised: bool,
     /// What the user ordered about leaving.
     pub leave: Option<Leave>,
+    /// The address that we advertise is tried beside the agent, where it was never known before.
+    pub tried_later: bool,
+    /// Somebody beside the agent has it join.
+    pub joins_later: bool,
 }
 
 /// Renders.
@@ -37,7 +41,7 @@ pub fn render(node: &Node, start: &Start, how: How) -> String {
     if let Some(expect) = start.expect {
         set("bootstrap_expect", json!(expect));
     }
-    set("retry_join", start.join.iter().map(ToString::to_string).collect());
+    set("retry_join", if how.joins_later { json!([]) } else { joins(start).into() });
     set("retry_interval", json!(RETRY_INTERVAL));
     set("rejoin_after_leave", json!(true));
     match (node.role, how.leave) {
@@ -64,5 +68,15 @@ pub fn render(node: &Node, start: &Start, how: How) -> String {
     if !how.binds && !own.is_empty() && own.iter().all(IpAddr::is_ipv6) {
         set("bind_addr", json!("::"));
     }
+    text(all)
+}
+
+/// Whom the agent is to join.
+pub fn joins(start: &Start) -> Vec<String> {
+    start.join.iter().map(ToString::to_string).collect()
+}
+
+/// The text of such a file.
+pub fn text(all: serde_json::Map<String, Value>) -> String {
     format!("{:#}\n", Value::Object(all))
 }

@@ -7,6 +7,7 @@
 mod overlooked;
 pub mod pid1;
 pub mod rejoin;
+mod untried;
 pub mod watch;
 
 use crate::api::consul::Agent;
@@ -29,6 +30,7 @@ use overlooked::Overlooked;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
 use rejoin::Rejoin;
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +38,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
+use untried::Untried;
 use watch::Watch;
 
 /// How long after a TERM an agent may still answer, which closes its API at once.
@@ -166,7 +169,8 @@ async fn run_once(
     supervision: Supervision,
 ) -> Result<Over, Failure> {
     let agent = Agent::own(&node.local.http).map_err(|error| settings_failure(&error))?;
-    let how = How { binds: task.binds, supervised: !task.exec, leave: stop.leave };
+    let how =
+        How { binds: task.binds, supervised: !task.exec, leave: stop.leave, tried_later: false, joins_later: false };
     let prepared = match prepare_or_stop(&mut signals, node, how).await? {
         Ok(prepared) => prepared,
         Err(code) => return Ok(Over::Code(code)),
@@ -192,7 +196,8 @@ async fn run_once(
 /// Watches beside an agent that somebody else started, until a signal ends it; gives the exit code.
 ///
 /// # Errors
-/// [`Failure`]: 73 and 78 of the volume, 64 when TLS cannot be prepared, 75 when `init` was not there before.
+/// [`Failure`]: 73 and 78 of the volume, 64 when TLS cannot be prepared, 75 when `init` was not there before, or when the agent starts
+/// again at another address.
 pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Survey) -> Result<u8, Failure> {
     let volume = Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
     let record = volume.read().map_err(|error| volume_failure(&error))?.record;
@@ -202,6 +207,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
         Failure::new(Code::NotNow, format!("there is no {} to watch by: {mend}", file.display()))
     })?;
     let (mut local, mut survey) = (local.clone(), survey.clone());
+    let pod = local.advertise.or(local.own_addresses.first().copied());
     local.own_addresses.extend(record.advertise);
     local.advertise = record.advertise.or(local.advertise);
     survey.stable = record.stable;
@@ -212,8 +218,19 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     info!(role = %role, node = local.node_name, "watching beside the agent");
     let owner = local.owner.clone().or_in(survey.namespace.as_ref());
     let mut events = Events::on(survey.kube().filter(|_| role == Role::Server), &owner);
+    let untried = Untried::of(&record, pod, local.peer.server, &agent, &volume);
     let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
     let watching = async {
+        // Whom nobody reaches is not to be joined, nor to join anybody.
+        if let Some(untried) = untried
+            && let Some(event) = untried.settle().await?
+        {
+            events.tell(away_from_there(&agent, &local.owner.pod, event).await);
+            events.finish().await;
+            // What was read from the record is old.
+            let why = "the agent starts again at another address, and so does the watch";
+            return Err::<Infallible, _>(Failure::new(Code::NotNow, why));
+        }
         loop {
             match beside.watch(None).await {
                 // Then it ends, and kubelet starts it again.
@@ -231,9 +248,21 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
                 info!(signal = signal.as_str(), "the watch ends");
                 return Ok(0);
             },
-            () = &mut watching => {},
+            over = &mut watching => match over? {},
         }
     }
+}
+
+/// Has an agent leave that is to start at another address; gives the Event, with what that needs when it may not.
+async fn away_from_there(agent: &Agent, pod: &str, mut event: Event) -> Event {
+    // It ends, whatever else it answers, and kubelet starts it again.
+    if let Err(error) = agent.leave(LEAVES).await
+        && error.is_denied()
+    {
+        event.message = format!("{}; it may not leave for that, so kubectl delete pod {pod} ({error})", event.message);
+        warn!("{}", event.message);
+    }
+    event
 }
 
 /// What is done beside an agent.

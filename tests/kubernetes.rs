@@ -466,6 +466,93 @@ fn a_service_that_hides_pods_that_are_not_ready_is_named() {
     ended.ends(75, &["does not reach its own Service address", "needs publishNotReadyAddresses: true"]);
 }
 
+/// A server whose first start has left its own address to be tried, and the watch beside its agent.
+struct Untried {
+    world: World,
+    agent: ScriptedHttp,
+}
+
+impl Untried {
+    /// Its Service has this address.
+    fn at(ip: &str) -> Self {
+        let world = World::new();
+        world.empty_siblings();
+        let spec = json!({"clusterIP": ip, "publishNotReadyAddresses": true, "ports": [{"port": world.port}]});
+        world.answers(&format!("{SERVICES}/consul-server-0"), &json!({"metadata": {"name": "s"}, "spec": spec}));
+        world.init(&["--hairpin=beside"]).ends(0, &[]);
+        assert_eq!(world.rendered()["advertise_addr"], ip);
+        let agent = ScriptedHttp::start();
+        agent.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
+        agent.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+        agent.always(Call::get("/v1/agent/members", Reply::ok("[]")));
+        let untried = Self { world, agent };
+        assert_eq!(untried.record()["untried"]["file"], untried.world.path("data/convene/agent.json"));
+        assert_eq!(untried.world.rendered()["retry_join"], json!([]));
+        untried
+    }
+
+    /// An address that leads nowhere: a broadcast, which never leaves the machine.
+    fn nowhere() -> Self {
+        Self::at("127.255.255.255")
+    }
+
+    fn record(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.world.path("data/convene/record.json")).unwrap()).unwrap()
+    }
+
+    fn watch(&self) -> Convene {
+        self.world.convene(&["watch", "--role=server"]).env("CONSUL_HTTP_ADDR", self.agent.addr().to_string())
+    }
+
+    /// The watch goes on until this is so.
+    fn watches_until(&self, what: &str, done: impl Fn() -> bool) {
+        let file = self.world.files.path().join("log");
+        let mut watch = self.watch().spawn_into(&file);
+        wait_until(what, || done().then_some(()), || std::fs::read_to_string(&file).unwrap_or_default());
+        watch.kill().unwrap();
+        watch.wait().unwrap();
+    }
+
+    fn not_reached(&self) -> Vec<String> {
+        let events = self.world.events().into_iter();
+        events.filter(|(reason, _)| reason == "NotReached").map(|(_, message)| message).collect()
+    }
+}
+
+#[test]
+fn an_address_that_init_has_not_tried_is_tried_by_the_watch() {
+    let block = loopback_block();
+    let untried = Untried::at(&block.ip(10).to_string());
+    let _port = OpenPort::at(&block.at(10, untried.world.port));
+    untried.watches_until("the record", || untried.record().get("untried").is_none());
+    assert_eq!((&untried.record()["advertise"], &untried.record()["stable"]), (&json!(block.ip(10)), &json!(true)));
+    assert_eq!(untried.not_reached(), [""; 0]);
+    let others = [11, 12].map(|host| untried.world.block.ip(host));
+    assert_eq!(untried.world.rendered()["retry_join"], json!(others));
+}
+
+#[test]
+fn an_address_that_leads_nowhere_is_changed_for_the_pods_and_the_agent_leaves_to_start_there() {
+    let untried = Untried::nowhere();
+    untried.agent.expect(Call::put("/v1/agent/leave", Reply::ok("{}")));
+    let pod = untried.world.block.ip(1);
+    untried.watch().run().ends(75, &["the agent starts again at another address"]);
+    assert_eq!(untried.world.rendered()["advertise_addr"], pod.to_string());
+    let record = untried.record();
+    assert_eq!((&record["advertise"], &record["stable"], record.get("untried")), (&json!(pod), &json!(false), None));
+    let told = untried.not_reached();
+    assert!(told.len() == 1 && told[0].ends_with(&format!("starts again at the Pod's own address {pod}")), "{told:?}");
+}
+
+#[test]
+fn where_the_agent_may_not_leave_to_change_its_address_the_mend_is_told() {
+    let untried = Untried::nowhere();
+    untried.agent.expect(Call::put("/v1/agent/leave", Reply::Json(403, "Permission denied".to_owned())));
+    untried.watch().run().ends(75, &[]);
+    assert_eq!(untried.world.rendered()["advertise_addr"], untried.world.block.ip(1).to_string());
+    assert!(untried.not_reached()[0].contains("kubectl delete pod consul-server-0"), "{:?}", untried.not_reached());
+}
+
 #[test]
 fn the_way_to_the_api_is_missing_in_one_line() {
     let seen =
@@ -689,6 +776,7 @@ impl Unwatched {
                 json!({"Config": {"NodeName": "consul-server-0", "NodeID": id, "Server": true},
                 "Member": null, "Stats": {"raft": {"state": "Leader"}}}),
             ),
+            ("/v1/operator/autopilot/state", json!({"Servers": {}})),
         ];
         for (path, answer) in answers {
             own.always(Call::get(path, Reply::ok(&answer.to_string())));

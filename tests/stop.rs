@@ -1323,7 +1323,9 @@ fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
 fn where_the_others_may_not_be_asked_the_leaders_autopilot_tells_who_lacks_its_log() {
     let scene = leading();
     let denied = Reply::Json(403, "Permission denied".to_owned());
-    [1, 2].map(|other| scene.agent(other).always(Call::get("/v1/agent/self", denied.clone())));
+    for other in [1, 2] {
+        scene.agent(other).always(Call::get("/v1/agent/self", denied.clone()));
+    }
     scene.autopilot(&[(0, 100), (1, 99), (2, 60)]);
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");

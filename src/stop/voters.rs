@@ -7,13 +7,13 @@
 
 use crate::api::consul::{Agent, ApiError, Member, Peers};
 use crate::api::kube::{Kube, Pod};
+use crate::dial::dial;
 use crate::settings::Seat;
 use crate::survey::own::is_preparing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -255,7 +255,7 @@ impl Asker {
     async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<Away> {
         let silent = |why: String| Some(Away::Silent(why));
         let asked = async {
-            let mut open = match TcpStream::connect(address).await {
+            let mut open = match dial(address).await {
                 Ok(open) => open,
                 Err(error) => return silent(format!("{address}: {error}")),
             };

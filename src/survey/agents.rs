@@ -8,13 +8,13 @@
 use super::own::is_preparing;
 use super::strangers::Stranger;
 use crate::api::consul::{Agent, ApiError, Peers, QUICK};
+use crate::dial::dial;
 use crate::exit::chain;
 use crate::settings::PeerPorts;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// How long a server that knows a leader may take to tell which cluster it belongs to.
@@ -155,7 +155,7 @@ pub enum Heard {
 /// [`QUICK`].
 pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option<&str>) -> Heard {
     let raft = SocketAddr::new(ip, ports.server);
-    let mut open = match timeout(QUICK, TcpStream::connect(raft)).await {
+    let mut open = match timeout(QUICK, dial(raft)).await {
         Ok(Ok(open)) => open,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Heard::NoServer,
         Ok(Err(error)) => return Heard::Server(Verdict::Unknown(format!("could not dial {raft}: {error}"))),

@@ -6,6 +6,7 @@
 
 use super::dns::{Dns, LookupError};
 use crate::api::kube::{Kube, REACHABLE, Service};
+use crate::dial::dial;
 use crate::record::Record;
 use crate::settings::{Local, Stable, Survey};
 use crate::time::SAY_EVERY;
@@ -19,7 +20,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 /// How long the own ClusterIP may take to lead to us: endpoints are programmed some seconds after the Pod has its address.
-const HAIRPIN: Duration = Duration::from_secs(10);
+pub const HAIRPIN: Duration = Duration::from_secs(10);
 /// How long a start waits until it reaches itself: kube-proxy makes one change a second.
 const PROGRAMMED: Duration = Duration::from_secs(1);
 /// How long DNS may go on giving the address of a Service that was deleted: CoreDNS caches for 30 s.
@@ -34,7 +35,17 @@ pub fn service_host(name: &str, settings: &Survey) -> String {
     format!("{name}.{}.svc.{}", settings.namespace(), settings.cluster_domain)
 }
 
-/// Finds the stable address; `None`: there is none, and the Pod's own is advertised.
+/// An address that outlives the Pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lasting {
+    /// It.
+    pub ip: IpAddr,
+    /// Whether it leads back to us is still to be tried.
+    pub untried: bool,
+}
+
+/// Finds the stable address; `None`: there is none, and the Pod's own is advertised. With `later` one that nobody used before and that
+/// the API describes well is not tried here.
 ///
 /// # Errors
 /// Why it cannot be told yet, and what would end the wait.
@@ -44,27 +55,34 @@ pub async fn find(
     dns: &Dns,
     kube: Option<&Kube>,
     record: Option<&Record>,
-) -> Result<Option<IpAddr>, String> {
+    later: bool,
+) -> Result<Option<Lasting>, String> {
     if local.stable == Stable::Never {
         return Ok(None);
     }
-    let recorded = record.filter(|record| record.stable).and_then(|record| record.advertise);
+    let lasting = |ip| Ok(Some(Lasting { ip, untried: false }));
+    let recorded = record.and_then(Record::kept);
+    // Once only: whoever was not reached there, or has not had the time, tries it first.
+    let later = later && record.is_none() && local.advertise.is_some() && local.stable == Stable::IfThere;
     let begun = Instant::now();
     let mut said = begun;
     let patience = if recorded.is_some() { STALE } else { HAIRPIN };
     loop {
         let found = match look(local, settings, dns, kube).await {
             Ok(found) => found,
-            Err(error) => return not_known(local, &error, recorded, record.is_some()),
+            Err(error) => return not_known(local, &error, recorded, record.is_some())?.map_or(Ok(None), lasting),
         };
-        let Some(ip) = found.stable(local, recorded) else { return missing(local, recorded) };
+        let Some(ip) = found.stable(local, recorded) else { return missing(local, recorded).map(|()| None) };
         // What the API says is true now; DNS may give the address that an earlier Service of this name had.
         if recorded.is_some() && found.described.is_some() {
-            return Ok(Some(ip));
+            return lasting(ip);
+        }
+        if later && found.leads_here(local.peer.server) {
+            return Ok(Some(Lasting { ip, untried: true }));
         }
         let left = patience.saturating_sub(begun.elapsed());
         if hairpin(ip, local.peer.server, left.min(LOOK_AGAIN)).await {
-            return Ok(Some(ip));
+            return lasting(ip);
         }
         if begun.elapsed() < patience {
             if said.elapsed() >= SAY_EVERY {
@@ -89,7 +107,7 @@ pub async fn find(
                 "{why}; it is advertised all the same, since this server advertised {} before",
                 recorded.unwrap_or(ip)
             );
-            return Ok(Some(ip));
+            return lasting(ip);
         }
         if local.stable == Stable::Always {
             return Err(format!("{why}; this ends when: that is mended, or --advertise=pod is given"));
@@ -217,6 +235,11 @@ impl Found {
         first.or(stable.first()).copied()
     }
 
+    /// As the API describes it, it leads to our Pod from its first moment on.
+    fn leads_here(&self, port: u16) -> bool {
+        self.described.as_ref().is_some_and(|service| service.not_ready_too && service.tcp_ports.contains(&port))
+    }
+
     /// What probably keeps it from leading to our Pod.
     fn fault(&self, pod: &str, port: u16) -> String {
         match &self.described {
@@ -243,7 +266,7 @@ impl fmt::Display for NotKnown {
     }
 }
 
-fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<Option<IpAddr>, String> {
+fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<(), String> {
     let pod = &local.owner.pod;
     let cure = format!(
         "this ends when: Service {pod} is applied (again), or --advertise=pod is given, which changes this server's address"
@@ -253,7 +276,7 @@ fn missing(local: &Local, recorded: Option<IpAddr>) -> Result<Option<IpAddr>, St
             Err(format!("Service {pod} is gone, whose address {recorded} this server advertised; {cure}"))
         }
         (None, Stable::Always) => Err(format!("there is no Service {pod} with an address of its own; {cure}")),
-        (None, _) => Ok(None),
+        (None, _) => Ok(()),
     }
 }
 
@@ -313,7 +336,7 @@ pub async fn is_preparing(stream: &mut TcpStream) -> bool {
 const GREETED: Duration = Duration::from_millis(200);
 
 async fn heard(ip: IpAddr, port: u16) -> Option<[u8; 16]> {
-    let mut stream = TcpStream::connect((ip, port)).await.ok()?;
+    let mut stream = dial(SocketAddr::new(ip, port)).await.ok()?;
     let mut word = [0; 16];
     stream.read_exact(&mut word).await.ok()?;
     Some(word)
