@@ -65,8 +65,7 @@ pub struct InitArgs {
     /// The file with the gossip key that the agent gets, which is only checked: Consul's configuration (.json, .hcl) or the key alone (run reads CMD's)
     #[arg(long, env = "CONVENE_GOSSIP_KEY_FILE", value_name = "FILE")]
     pub gossip_key_file: Option<String>,
-    /// before: the address of the Pod's own Service is tried before it is chosen; beside: at a server's first start `watch`, which must
-    /// run then, tries it beside the agent, which is a second or two faster
+    /// When the address of the Pod's own Service is tried: before it is chosen, or, at a server's first start, beside the agent by watch, which must run then; that is a second or two faster
     #[arg(long, env = "CONVENE_HAIRPIN", value_name = "WHEN")]
     pub hairpin: Option<String>,
 }

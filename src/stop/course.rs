@@ -153,8 +153,9 @@ impl Stopper {
         }
     }
 
+    /// Which a hook has no use for.
     async fn answers(&self) -> bool {
-        timeout(ANSWERED, self.leaver.agent.leader()).await.is_ok_and(|answer| answer.is_ok())
+        self.started.is_some() && timeout(ANSWERED, self.leaver.agent.leader()).await.is_ok_and(|answer| answer.is_ok())
     }
 
     async fn go(&mut self, begun: Instant, deadline: &mut Instant, steps: &mut Steps) -> Result<Done, LeaveError> {
