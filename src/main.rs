@@ -145,7 +145,7 @@ async fn init_command(mut signals: Signals, reader: Reader<'_>, args: &InitArgs)
     let leave = Leave::read(reader, &args.leave).map_err(|error| usage(&error))?;
     let hairpin = reader.choice("hairpin", &args.hairpin, &[("before", false), ("beside", true)]);
     let tried_later = hairpin.map_err(|error| usage(&error))?.unwrap_or(false);
-    let how = How { binds: false, supervised: false, leave, tried_later, joins_later: false };
+    let how = How { binds: false, supervised: false, leave, tried_later };
     match prepare_or_stop(&mut signals, &node, how).await? {
         Ok(prepared) => prepared.events.finish().await,
         Err(code) => return Ok(code),

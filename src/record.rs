@@ -81,7 +81,7 @@ pub struct Record {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// An address that is still to be tried, beside an agent that joins nobody before.
+/// An address that is still to be tried, beside an agent that joins others at their Pods' addresses before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Untried {
     /// The rendered file.

@@ -23,8 +23,6 @@ pub struct How {
     pub leave: Option<Leave>,
     /// The address that we advertise is tried beside the agent, where it was never known before.
     pub tried_later: bool,
-    /// Somebody beside the agent has it join.
-    pub joins_later: bool,
 }
 
 /// Renders.
@@ -41,7 +39,7 @@ pub fn render(node: &Node, start: &Start, how: How) -> String {
     if let Some(expect) = start.expect {
         set("bootstrap_expect", json!(expect));
     }
-    set("retry_join", if how.joins_later { json!([]) } else { joins(start).into() });
+    set("retry_join", joins(start).into());
     set("retry_interval", json!(RETRY_INTERVAL));
     set("rejoin_after_leave", json!(true));
     match (node.role, how.leave) {

@@ -169,8 +169,7 @@ async fn run_once(
     supervision: Supervision,
 ) -> Result<Over, Failure> {
     let agent = Agent::own(&node.local.http).map_err(|error| settings_failure(&error))?;
-    let how =
-        How { binds: task.binds, supervised: !task.exec, leave: stop.leave, tried_later: false, joins_later: false };
+    let how = How { binds: task.binds, supervised: !task.exec, leave: stop.leave, tried_later: false };
     let prepared = match prepare_or_stop(&mut signals, node, how).await? {
         Ok(prepared) => prepared,
         Err(code) => return Ok(Over::Code(code)),
@@ -221,7 +220,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     let untried = Untried::of(&record, pod, local.peer.server, &agent, &volume);
     let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
     let watching = async {
-        // Whom nobody reaches is not to be joined, nor to join anybody.
+        // Who does not reach itself is not to have others join it.
         if let Some(untried) = untried
             && let Some(event) = untried.settle().await?
         {

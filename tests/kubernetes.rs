@@ -487,7 +487,8 @@ impl Untried {
         agent.always(Call::get("/v1/agent/members", Reply::ok("[]")));
         let untried = Self { world, agent };
         assert_eq!(untried.record()["untried"]["file"], untried.world.path("data/convene/agent.json"));
-        assert_eq!(untried.world.rendered()["retry_join"], json!([]));
+        let behind_the_headless_service = "consul-server.prod.svc.cluster.local";
+        assert_eq!(untried.world.rendered()["retry_join"], json!([behind_the_headless_service]));
         untried
     }
 

@@ -13,7 +13,7 @@ use crate::init::{millis, volume_failure};
 use crate::record::{self, Record, Volume};
 use crate::render;
 use crate::survey::own::HAIRPIN;
-use crate::time;
+use crate::time::{self, SAY_EVERY};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -56,7 +56,12 @@ impl Untried {
     /// # Errors
     /// [`Failure`]: 73 and 78 of the volume.
     pub async fn settle(&self) -> Result<Option<Event>, Failure> {
-        while self.agent.leader().await.is_err() {
+        let mut said = Instant::now();
+        while let Err(error) = self.agent.leader().await {
+            if said.elapsed() >= SAY_EVERY {
+                said = Instant::now();
+                warn!("the own address is tried once the agent answers: {error}");
+            }
             sleep(TRY).await;
         }
         let begun = Instant::now();
