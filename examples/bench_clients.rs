@@ -95,7 +95,7 @@ fn sidecars(deployment: &str) -> Value {
 fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
-    let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
+    let only = figures::only();
     let mut all: Vec<(&'static str, Option<f64>, Vec<Ran>)> = Vec::new();
     for variant in variants().into_iter().filter(|variant| variant.name.contains(&only)) {
         let namespace = Namespace::new("bench-clients");

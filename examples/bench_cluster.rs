@@ -67,7 +67,7 @@ fn variants() -> Vec<Variant> {
 fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
-    let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
+    let only = figures::only();
     let variants: Vec<Variant> = variants().into_iter().filter(|one| one.name.contains(&only)).collect();
     assert!(!variants.is_empty(), "CONVENE_BENCH_ONLY: no variant has {only:?}");
     let mut took: Vec<Vec<Took>> = variants.iter().map(|_| Vec::new()).collect();

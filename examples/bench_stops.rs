@@ -112,7 +112,7 @@ fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
     let nodes = nodes().len();
-    let only = std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default();
+    let only = figures::only();
     let mut all: Vec<(&'static str, Disturbance, Option<Bound>, Vec<Ran>)> = Vec::new();
     for mut variant in variants(nodes) {
         variant.rows.retain(|(disturbance, _)| format!("{}, {}", variant.name, disturbance.name()).contains(&only));

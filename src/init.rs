@@ -106,8 +106,7 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     let standing = |key: &GossipKey| volume.standing(key).map_err(|error| Failure::from_error(Code::Usage, &error));
     node.gossip_key.as_ref().map(standing).transpose()?;
     let dns = Dns::new(&node.survey);
-    let later = how.tried_later && node.local.seat.is_some();
-    let (node, untried) = at_own_address(node, &dns, kube.as_ref(), &holding, later, waiting).await?;
+    let (node, untried) = at_own_address(node, &dns, kube.as_ref(), &holding, how.tried_later, waiting).await?;
     let mut surveyor = Surveyor::new(&node.local, &node.survey, dns, kube).map_err(|error| settings_failure(&error))?;
     surveyor.remember(memory(&node, &holding));
     let (start, survey) = loop {

@@ -43,6 +43,8 @@ use watch::Watch;
 
 /// How long after a TERM an agent may still answer, which closes its API at once.
 const HEARD: Duration = Duration::from_millis(500);
+/// How long the agent may take for an answer that it has in memory.
+const IN_MEMORY: Duration = Duration::from_millis(300);
 /// How long a leave may take to answer whose agent has ended as one that has left.
 const ANSWERED: Duration = Duration::from_secs(2);
 /// How long a stop may go on whose agent has ended by itself.
@@ -206,7 +208,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
         Failure::new(Code::NotNow, format!("there is no {} to watch by: {mend}", file.display()))
     })?;
     let (mut local, mut survey) = (local.clone(), survey.clone());
-    let pod = local.advertise.or(local.own_addresses.first().copied());
+    let pod = local.advertise;
     local.own_addresses.extend(record.advertise);
     local.advertise = record.advertise.or(local.advertise);
     survey.stable = record.stable;
@@ -297,7 +299,7 @@ struct Stopping {
     failed: Option<Failure>,
     /// When the agent was told to end.
     ending: Option<Instant>,
-    /// When it is taken for hung, if it may be.
+    /// When it is taken for hung, if it may be: it must not keep its Pod until the grace period is over.
     hung: Option<Instant>,
     /// The deadline was over and the agent was killed.
     killed: bool,
@@ -379,12 +381,11 @@ async fn supervise(
                 }
             },
             course = over(&mut stopping) => {
-                let (signal, answers) = (course.signal, course.answers);
+                let signal = course.signal;
+                let patience = if task.consul && !leaves_at_term { Some(patience(&agent).await) } else { None };
                 if let Some(stopping) = &mut stopping {
                     stopping.follow(course, &mut events);
-                    if task.consul && !leaves_at_term {
-                        stopping.hurry(if answers { HUNG } else { STARTS });
-                    }
+                    stopping.hung = patience.map(|patience| Instant::now() + patience);
                 }
                 // The one signal that the agent gets.
                 supervisor.forward(signal);
@@ -413,7 +414,7 @@ async fn supervise(
                     }
                 }
             },
-            () = sleep_until(leave_until(for_good, stopper.grace)), if leaving.is_some() && for_good.is_some() => {
+            () = sleep_until(leave_until(for_good, stopper.grace)), if leaving.is_some() => {
                 leaving = None;
                 supervisor.forward(Signal::SIGINT);
                 stopping = Some(Stopping::of_overlooked(Gone::Unsaid, true, &mut events));
@@ -481,6 +482,12 @@ fn begin(stopper: Stopper, begun: Instant) -> Stopping {
     info!(grace_s = stopper.grace.as_secs(), "TERM: stopping");
     let deadline = deadline(begun, stopper.grace);
     Stopping::new(deadline, Some(Box::pin(stopper.stop(begun))))
+}
+
+/// How long Consul has to end from now on: one that is starting takes no signal yet.
+async fn patience(agent: &Agent) -> Duration {
+    let answers = timeout(IN_MEMORY, agent.leader()).await.is_ok_and(|answer| answer.is_ok());
+    if answers { HUNG } else { STARTS }
 }
 
 /// Until when a leave may go on after a TERM, and the agent has time to end after it.
@@ -589,11 +596,6 @@ impl Stopping {
         warn!("the agent has not ended within {} of its signal: killing it", time::text(waited));
         self.killed = true;
         Signal::SIGKILL
-    }
-
-    /// An agent that hangs must not keep its Pod until the grace period is over.
-    fn hurry(&mut self, patience: Duration) {
-        self.hung = Some(Instant::now() + patience);
     }
 
     /// It has answered and was told once more, so that it has its time once more, within that of one that starts.

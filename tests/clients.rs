@@ -181,7 +181,6 @@ fn an_agent_that_has_left_is_started_again() {
     agent.always(Call::get("/v1/agent/members?filter=Tags.role%20%3D%3D%20consul", Reply::ok("[]")));
     agent.always(Call::get("/v1/agent/self", Reply::Json(403, "Permission denied".to_owned())));
     agent.always(Call::put("/v1/agent/leave", Reply::ok("{}")));
-    agent.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
     let log = data.path().join("log");
     let run = Convene::new(["run", "--role=client", "--node-name=app-1", "--discover=static:127.255.255.253"])
         .words([format!("--data-dir={}", data.path().display())])

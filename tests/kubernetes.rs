@@ -98,8 +98,11 @@ impl World {
     }
 
     fn service(&self, ordinal: u8, host: u8) {
-        let spec =
-            json!({"clusterIP": self.block.ip(host), "publishNotReadyAddresses": true, "ports": [{"port": self.port}]});
+        self.service_at(ordinal, &self.block.ip(host).to_string());
+    }
+
+    fn service_at(&self, ordinal: u8, ip: &str) {
+        let spec = json!({"clusterIP": ip, "publishNotReadyAddresses": true, "ports": [{"port": self.port}]});
         self.answers(&format!("{SERVICES}/consul-server-{ordinal}"), &json!({"metadata": {"name": "s"}, "spec": spec}));
     }
 
@@ -126,6 +129,10 @@ impl World {
 
     fn rendered(&self) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path("data/convene/agent.json")).unwrap()).unwrap()
+    }
+
+    fn record(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path("data/convene/record.json")).unwrap()).unwrap()
     }
 
     /// The Events that were written, by reason and message.
@@ -477,8 +484,7 @@ impl Untried {
     fn at(ip: &str) -> Self {
         let world = World::new();
         world.empty_siblings();
-        let spec = json!({"clusterIP": ip, "publishNotReadyAddresses": true, "ports": [{"port": world.port}]});
-        world.answers(&format!("{SERVICES}/consul-server-0"), &json!({"metadata": {"name": "s"}, "spec": spec}));
+        world.service_at(0, ip);
         world.init(&["--hairpin=beside"]).ends(0, &[]);
         assert_eq!(world.rendered()["advertise_addr"], ip);
         let agent = ScriptedHttp::start();
@@ -486,7 +492,7 @@ impl Untried {
         agent.always(Call::get("/v1/status/peers", Reply::ok("[]")));
         agent.always(Call::get("/v1/agent/members", Reply::ok("[]")));
         let untried = Self { world, agent };
-        assert_eq!(untried.record()["untried"]["file"], untried.world.path("data/convene/agent.json"));
+        assert_eq!(untried.world.record()["untried"]["file"], untried.world.path("data/convene/agent.json"));
         let behind_the_headless_service = "consul-server.prod.svc.cluster.local";
         assert_eq!(untried.world.rendered()["retry_join"], json!([behind_the_headless_service]));
         untried
@@ -495,10 +501,6 @@ impl Untried {
     /// An address that leads nowhere: a broadcast, which never leaves the machine.
     fn nowhere() -> Self {
         Self::at("127.255.255.255")
-    }
-
-    fn record(&self) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.world.path("data/convene/record.json")).unwrap()).unwrap()
     }
 
     fn watch(&self) -> Convene {
@@ -525,8 +527,11 @@ fn an_address_that_init_has_not_tried_is_tried_by_the_watch() {
     let block = loopback_block();
     let untried = Untried::at(&block.ip(10).to_string());
     let _port = OpenPort::at(&block.at(10, untried.world.port));
-    untried.watches_until("the record", || untried.record().get("untried").is_none());
-    assert_eq!((&untried.record()["advertise"], &untried.record()["stable"]), (&json!(block.ip(10)), &json!(true)));
+    untried.watches_until("the record", || untried.world.record().get("untried").is_none());
+    assert_eq!(
+        (&untried.world.record()["advertise"], &untried.world.record()["stable"]),
+        (&json!(block.ip(10)), &json!(true))
+    );
     assert_eq!(untried.not_reached(), [""; 0]);
     let others = [11, 12].map(|host| untried.world.block.ip(host));
     assert_eq!(untried.world.rendered()["retry_join"], json!(others));
@@ -539,7 +544,7 @@ fn an_address_that_leads_nowhere_is_changed_for_the_pods_and_the_agent_leaves_to
     let pod = untried.world.block.ip(1);
     untried.watch().run().ends(75, &["the agent starts again at another address"]);
     assert_eq!(untried.world.rendered()["advertise_addr"], pod.to_string());
-    let record = untried.record();
+    let record = untried.world.record();
     assert_eq!((&record["advertise"], &record["stable"], record.get("untried")), (&json!(pod), &json!(false), None));
     let told = untried.not_reached();
     assert!(told.len() == 1 && told[0].ends_with(&format!("starts again at the Pod's own address {pod}")), "{told:?}");
@@ -829,8 +834,7 @@ impl Unwatched {
 
     /// What the record says: formed, and still to be claimed.
     fn noted(&self) -> (bool, bool) {
-        let record: Value =
-            serde_json::from_slice(&std::fs::read(self.world.path("data/convene/record.json")).unwrap()).unwrap();
+        let record = self.world.record();
         (record["formed"] == true, record["unclaimed"] == true)
     }
 

@@ -1244,28 +1244,38 @@ fn leading_of(size: u8) -> Scene {
 }
 
 impl Scene {
+    /// A Pod as it runs, made from this revision of the StatefulSet.
+    fn pod_of(&self, ordinal: u8, revision: &str) -> Value {
+        let mut pod = running(ordinal, self.ip(ordinal).into());
+        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
+        pod
+    }
+
     fn is_asked_to_lead(&self, ordinal: u8, reply: Reply) {
         self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
     }
 
-    /// All follow the new leader once so many have been asked, and the stop says so.
-    fn hands_over_to(&self, leader: u8, asked: usize, hook: Running) {
+    /// All follow the new leader once so many have been asked.
+    fn is_taken_by(&self, leader: u8, asked: usize) {
         self.us().wait_for("/v1/operator/raft/transfer-leader", asked);
         self.agents.keys().for_each(|ordinal| self.follows(*ordinal, Some(leader)));
-        hook.ended().ends(0, &[&format!("handed leadership over to consul-server-{leader} in")]);
+    }
+
+    /// The same, and the stop says so.
+    fn hands_over_to(&self, leader: u8, asked: usize, hook: Running) -> Stopped {
+        self.is_taken_by(leader, asked);
+        let stopped = hook.ended();
+        stopped.ends(0, &[&format!("handed leadership over to consul-server-{leader} in")]);
+        stopped
     }
 }
 
 #[test]
 fn the_one_of_the_old_revision_is_asked_to_lead_although_the_other_is_ahead() {
     let scene = leading();
-    let of = |mut pod: Value, revision: &str| {
-        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
-        pod
-    };
-    scene.our_pod(&of(deleted(scene.pod(), 600, 600), "old"));
-    scene.kubernetes.pod(1, &of(running(1, scene.ip(1).into()), "new"));
-    scene.kubernetes.pod(2, &of(running(2, scene.ip(2).into()), "old"));
+    scene.our_pod(&deleted(scene.pod_of(0, "old"), 600, 600));
+    scene.kubernetes.pod(1, &scene.pod_of(1, "new"));
+    scene.kubernetes.pod(2, &scene.pod_of(2, "old"));
     scene.autopilot(&[(1, 9), (2, 5)]);
     scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     scene.hands_over_to(2, 1, scene.start_leave(&[], "600s"));
@@ -1313,8 +1323,7 @@ fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
     scene.has_copied(2, 99);
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
-    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
+    scene.is_taken_by(1, 1);
     scene.has_copied(2, 100);
     hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
 }
@@ -1329,9 +1338,8 @@ fn where_the_others_may_not_be_asked_the_leaders_autopilot_tells_who_lacks_its_l
     scene.autopilot(&[(0, 100), (1, 99), (2, 60)]);
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
-    scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
     // From now on somebody else says how far its log reaches, and may not be asked either.
-    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
+    scene.is_taken_by(1, 1);
     scene.autopilot(&[(0, 160), (1, 160), (2, 60)]);
     hook.says("the stop waits: consul-server-2 lacks what the leader's log has, and without us no majority has it");
     scene.autopilot(&[(0, 260), (1, 260), (2, 200)]);
@@ -1344,24 +1352,16 @@ fn who_does_not_say_how_far_its_log_reaches_is_not_waited_for() {
         let scene = leading();
         scene.agent(2).always(Call::get("/v1/agent/self", reply));
         scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
-        let hook = scene.start_leave(&[], "600s");
-        scene.us().wait_for("/v1/operator/raft/transfer-leader", 1);
-        (0..3).for_each(|ordinal| scene.follows(ordinal, Some(1)));
-        hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]).never_says("waits");
+        scene.hands_over_to(1, 1, scene.start_leave(&[], "600s")).never_says("waits");
     }
 }
 
 #[test]
 fn one_of_the_old_revision_is_asked_first_although_it_is_behind() {
     let scene = leading_of(5);
-    let of = |ordinal: u8, revision: &str| {
-        let mut pod = running(ordinal, scene.ip(ordinal).into());
-        pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
-        pod
-    };
-    scene.our_pod(&deleted(of(0, "old"), 600, 600));
-    scene.kubernetes.pod(1, &of(1, "old"));
-    (2..5).for_each(|other| scene.kubernetes.pod(other, &of(other, "new")));
+    scene.our_pod(&deleted(scene.pod_of(0, "old"), 600, 600));
+    scene.kubernetes.pod(1, &scene.pod_of(1, "old"));
+    (2..5).for_each(|other| scene.kubernetes.pod(other, &scene.pod_of(other, "new")));
     scene.has_copied(1, 99);
     scene.is_asked_to_lead(1, Reply::ok("{\"Success\":true}"));
     scene.hands_over_to(1, 1, scene.start_leave(&[], "600s"));

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 /// How often a wait looks again.
@@ -33,8 +33,6 @@ const LOOK: Duration = Duration::from_millis(100);
 const CONTAINER: Duration = Duration::from_secs(10);
 /// How long calls may fail while we are out of our Service until the stop goes on as it is.
 const PASSING: Duration = Duration::from_secs(5);
-/// How long the agent may take for an answer that it has in memory.
-const ANSWERED: Duration = Duration::from_millis(300);
 /// With less than this a leave, or a wait for another server, does not fit.
 const ENOUGH: Duration = Duration::from_secs(20);
 
@@ -70,8 +68,6 @@ pub struct Course {
     pub event: Option<Event>,
     /// What the agent is ended by. A client leaves at a TERM by itself, and stays at an INT (as it is rendered for `run`).
     pub signal: Signal,
-    /// Whether the agent answers at its end: one that is starting takes no signal yet.
-    pub answers: bool,
 }
 
 /// How far it came.
@@ -123,13 +119,7 @@ impl Stopper {
         }
         if done.as_ref().is_ok_and(|done| *done == Done::Already) {
             info!("this stop was done already, by the hook or the supervisor beside this one");
-            return Course {
-                deadline,
-                done: Ok(()),
-                event: None,
-                signal: Signal::SIGTERM,
-                answers: self.answers().await,
-            };
+            return Course { deadline, done: Ok(()), event: None, signal: Signal::SIGTERM };
         }
         let message = steps.tell(begun.elapsed());
         match &done {
@@ -147,15 +137,9 @@ impl Stopper {
         Course {
             deadline,
             signal,
-            answers: self.answers().await,
             done: done.map(drop).map_err(|error| Failure::from_error(error.code(), &error)),
             event,
         }
-    }
-
-    /// Which a hook has no use for.
-    async fn answers(&self) -> bool {
-        self.started.is_some() && timeout(ANSWERED, self.leaver.agent.leader()).await.is_ok_and(|answer| answer.is_ok())
     }
 
     async fn go(&mut self, begun: Instant, deadline: &mut Instant, steps: &mut Steps) -> Result<Done, LeaveError> {

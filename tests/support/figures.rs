@@ -7,6 +7,11 @@ pub fn runs(otherwise: usize) -> usize {
     runs
 }
 
+/// Only what has these words in its name: `CONVENE_BENCH_ONLY`, else all.
+pub fn only() -> String {
+    std::env::var("CONVENE_BENCH_ONLY").unwrap_or_default()
+}
+
 /// One figure of each run, the least first.
 pub fn sorted<T>(ran: &[T], figure: impl Fn(&T) -> f64) -> Vec<f64> {
     let mut all: Vec<f64> = ran.iter().map(figure).collect();
