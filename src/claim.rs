@@ -15,6 +15,7 @@ const ID: &str = "id";
 const EXPECT: &str = "expect";
 const FOUNDING: &str = "founding";
 const FORMED: &str = "formed";
+const NODES: &str = "nodes";
 /// Before the name of a Pod: every address that it has had.
 const ADDRESSES: &str = "addresses.";
 /// The raft configuration of a recovery that was begun.
@@ -208,7 +209,7 @@ impl Claims {
                     let now = k8s_openapi::jiff::Timestamp::now();
                     map.data.insert(RECOVERED.to_owned(), format!("{now} seen by {}: {peers}", self.pod));
                     if !nodes.is_empty() {
-                        map.data.insert("nodes".to_owned(), nodes.join(" "));
+                        map.data.insert(NODES.to_owned(), nodes.join(" "));
                     }
                 }
             }
@@ -230,7 +231,10 @@ impl Claims {
             let now = k8s_openapi::jiff::Timestamp::now();
             map.data.insert(STATE.to_owned(), FORMED.to_owned());
             map.data.insert(FORMED.to_owned(), format!("{now} seen by {}", self.pod));
-            map.data.insert("nodes".to_owned(), nodes.join(" "));
+            map.data.insert(NODES.to_owned(), nodes.join(" "));
+        } else if !nodes.is_empty() && map.data.get(NODES).is_none_or(String::is_empty) {
+            // Who saw it first could not read them.
+            map.data.insert(NODES.to_owned(), nodes.join(" "));
         }
         map.data.entry(ID.to_owned()).or_insert_with(|| Uuid::new_v4().to_string());
     }

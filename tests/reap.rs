@@ -273,6 +273,23 @@ fn an_error_is_69_and_nobody_is_removed() {
     }
 }
 
+/// Behind the Service's address stands a server that was lost with its machine: the next one answers.
+#[test]
+fn a_question_that_nobody_answers_is_asked_again() {
+    for path in ["/v1/status/leader", "/v1/catalog/nodes", "/v1/health/node/c2"] {
+        let world = World::new(2, 1);
+        world.agent.expect(Call::get(path, Reply::Close));
+        world.agent.expect(Call::get(path, Reply::Close));
+        says(&world.reap(&["--yes"]), 0, &["1 removed"]);
+        assert_eq!(world.removed(), ["c2"]);
+    }
+    let world = World::new(2, 1);
+    world.says("/v1/status/leader", Reply::Close);
+    world.reap(&["--yes"]).ends(69, &["could not tell which clients are gone: ", "/v1/status/leader"]);
+    let asked = world.agent.requests().len();
+    assert_eq!(asked, 10, "it ends, and asks nothing else");
+}
+
 #[test]
 fn a_kubernetes_api_that_is_silent_is_no_answer() {
     let world = World::new(2, 1);

@@ -283,6 +283,11 @@ impl ApiError {
         matches!(self, Self::Status { status: 401 | 403, .. })
     }
 
+    /// Nobody answered; another agent behind the same address might.
+    pub fn is_no_answer(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Silent { .. } | Self::Broken { .. })
+    }
+
     /// It may answer soon, unlike one that says that it will not.
     pub fn may_pass(&self) -> bool {
         match self {

@@ -7,6 +7,7 @@
 
 use super::ReapError;
 use super::judge::Case;
+use super::look::answered;
 use crate::api::consul::{Agent, ApiError};
 use crate::api::kube::Kube;
 use std::time::Duration;
@@ -38,14 +39,18 @@ pub(super) async fn remove(kube: &Kube, agent: &Agent, case: &Case) -> Result<Re
     if kube.has_node(&case.machine).await.map_err(ReapError::Kubernetes)? {
         return Ok(Removal::Back("its machine has a Node object again"));
     }
-    if agent.has_failed(node).await.map_err(ReapError::Consul)? == Some(false) {
+    if answered(|| agent.has_failed(node)).await.map_err(ReapError::Consul)? == Some(false) {
         return Ok(Removal::Back("it is alive again"));
     }
-    match agent.force_leave(node).await {
+    let told = answered(async || match agent.force_leave(node).await {
+        // Gossip may be slow to carry it; the leader tells.
+        Err(ApiError::Silent { .. }) => Ok(()),
+        told => told,
+    });
+    match told.await {
+        Ok(()) => {}
         // Gossip had forgotten it already.
         Err(error) if error.is_unknown_node() => {}
-        // Gossip may be slow to carry it; the leader tells.
-        Err(ApiError::Silent { .. }) | Ok(()) => {}
         Err(cause) if cause.is_denied() => return Err(ReapError::Denied { node: node.clone(), cause }),
         Err(error) => return Ok(Removal::Failed(error.to_string())),
     }

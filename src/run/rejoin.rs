@@ -175,9 +175,7 @@ impl Rejoin {
         // The agent has this in memory, so its silence is the agent's own.
         let members = match self.agent.servers().await {
             Ok(members) => members,
-            Err(error @ (ApiError::Refused { .. } | ApiError::Silent { .. } | ApiError::Broken { .. })) => {
-                return Seen::Silent(error);
-            }
+            Err(error) if error.is_no_answer() => return Seen::Silent(error),
             // A token that Consul does not know may not ask, but there is somebody who says so.
             Err(_) => Vec::new(),
         };
