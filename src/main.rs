@@ -256,14 +256,17 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
     let wait = reader.duration("wait", &args.wait, Duration::ZERO..=Duration::from_secs(3600));
     let wait = wait.map_err(|error| usage(&error))?.unwrap_or_default();
     let (is_gate, every) = if what == What::Joined { (!wait.is_zero(), CHECK_EVERY) } else { (false, PROBE_EVERY) };
+    let mut asked_again = false;
     let answer = loop {
         let answer = check(what, &local, &agent).await;
         if answer.yes || begun.elapsed() >= wait {
             break answer;
         }
+        asked_again = true;
         tokio::time::sleep(every).await;
     };
-    if answer.votes {
+    // Who has waited for a yes is not to wait longer: the next call notes it.
+    if answer.votes && !asked_again {
         let access = kubernetes(reader, &local, local.role.unwrap_or(Role::Server), &[]).ok().flatten();
         let kube = access.map(|access| Kube::new(access, CALL));
         note_once(&local, &agent, kube, PROBE.saturating_sub(begun.elapsed())).await;

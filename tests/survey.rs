@@ -9,6 +9,8 @@ mod support;
 use hickory_proto::rr::RecordType;
 use serde_json::Value;
 use std::net::IpAddr;
+use std::time::Duration;
+use support::cluster::wait_until;
 use support::dns::{Answer, ScriptedDns};
 use support::http::{Call, Reply, ScriptedHttp};
 use support::net::{LoopbackBlock, loopback_block};
@@ -228,6 +230,23 @@ fn an_agent_whose_api_cannot_be_reached_is_unknown_and_the_cure_is_named() {
     let seen = discover(&dns, &format!("static:{}", block.ip(2)), &[]);
     let why = json(&seen)["servers"][0]["why"].as_str().unwrap().to_owned();
     assert!(why.contains("refuses the connection") && why.contains("client_addr"), "{why}");
+}
+
+#[test]
+fn an_agent_that_just_starts_is_asked_until_it_answers() {
+    let (block, dns) = (loopback_block(), ScriptedDns::zone());
+    let open = OpenPort::at(&block.at(2, 8300));
+    let seen = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| discover(&dns, &format!("static:{}", block.ip(2)), &[]));
+        wait_until("the server port", || (open.accepted() > 0).then_some(()), String::new);
+        // Its refusal cannot be seen from here; if this is too short for it, nothing is tested, and nothing fails.
+        std::thread::sleep(Duration::from_millis(150));
+        let http = ScriptedHttp::at(&block.at(2, 8500));
+        http.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
+        http.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+        asked.join().unwrap()
+    });
+    assert_eq!(json(&seen)["servers"][0]["verdict"], "never formed", "{}", seen.stdout);
 }
 
 #[test]

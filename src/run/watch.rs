@@ -22,7 +22,7 @@ use crate::record::lock::Held;
 use crate::record::remembered::Remembered;
 use crate::settings::Local;
 use crate::survey::agents::Verdict;
-use crate::survey::{Survey, Surveyor};
+use crate::survey::{Other, Survey, Surveyor};
 use crate::time::SAY_EVERY;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,6 +33,10 @@ use tracing::{debug, info, warn};
 
 /// How long an agent may need until its API answers; a restore takes longer, and is the startup probe's to allow.
 const STARTING: Duration = Duration::from_secs(30);
+/// How long an election may take before others are looked at again: Consul's raft begins one within 2 s (`raft_multiplier` 1).
+const ELECTED: Duration = Duration::from_secs(2);
+/// How often the leader is asked for meanwhile.
+const LEADS: Duration = Duration::from_millis(100);
 /// How often the claim is tried.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
@@ -62,6 +66,12 @@ pub struct Watch {
     /// It was said that this server's agent holds services.
     warned: bool,
     overlooked: Overlooked,
+}
+
+/// Each server that is known is alive in the member list, by any of its addresses, and none knows a leader.
+fn is_left_to_raft(survey: &Survey, alive: &BTreeSet<IpAddr>) -> bool {
+    let waits = |other: &Other| other.verdict.leader().is_none() && other.addresses().any(|ip| alive.contains(&ip));
+    !survey.others.is_empty() && survey.others.iter().all(waits)
 }
 
 /// Why a good token is refused. Tried on 1.22.6: a server looks tokens up in its own raft data, and one that is in no cluster has
@@ -124,7 +134,11 @@ impl Watch {
                 said = Instant::now();
                 self.say(&survey, begun.elapsed()).await;
             }
-            tokio::time::sleep(pause(begun.elapsed())).await;
+            if is_left_to_raft(&survey, &alive) {
+                self.elected().await;
+            } else {
+                tokio::time::sleep(pause(begun.elapsed())).await;
+            }
         }
         self.after_formation().await
     }
@@ -156,6 +170,14 @@ impl Watch {
             }
             // A cluster that is not claimed yet could be founded a second time.
             tokio::time::sleep(if !self.claimed { CLAIM_EVERY } else { SAY_EVERY }).await;
+        }
+    }
+
+    /// Whoever is to be joined is: those who elect a leader are not kept busy with surveys.
+    async fn elected(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < ELECTED && !matches!(self.agent.leader().await, Ok(Some(_))) {
+            tokio::time::sleep(LEADS).await;
         }
     }
 

@@ -15,13 +15,16 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a server that knows a leader may take to tell which cluster it belongs to.
 const WHICH_CLUSTER: Duration = Duration::from_millis(500);
 /// And one that has lost its leader.
 const WITHOUT_LEADER: Duration = Duration::from_millis(100);
-/// How often it is asked meanwhile.
+/// How long an agent may start whose server port is open and whose HTTP port is not yet: 30 ms, or a second more where it does not reach
+/// itself (1.22.6). One that lets nobody ask takes this time, too.
+const STARTS: Duration = Duration::from_millis(1200);
+/// How often they are asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How the reason of an absence begins that is over in a moment.
@@ -161,13 +164,21 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
         Ok(Err(error)) => return Heard::Server(Verdict::Unknown(format!("could not dial {raft}: {error}"))),
         Err(_) => return Heard::Server(Verdict::Unknown(format!("{raft} is silent"))),
     };
-    let (answer, theirs) = match peers.at(ip) {
-        Ok(agent) => tokio::join!(report(&agent), its_datacenter(&agent, datacenter.is_some())),
-        Err(error) => (Err(error), None),
-    };
-    // As good as a port that refuses: its agent does not run yet.
-    if matches!(answer, Err(ApiError::Refused { .. })) && is_preparing(&mut open).await {
-        return Heard::Server(Verdict::Absent(format!("{PREPARES} {ip}")));
+    let (mut answer, mut theirs) = told(peers, ip, datacenter).await;
+    let preparing = is_preparing(&mut open);
+    tokio::pin!(preparing);
+    let (begun, mut greeted) = (Instant::now(), false);
+    while matches!(answer, Err(ApiError::Refused { .. })) && begun.elapsed() < STARTS {
+        tokio::select! {
+            prepares = &mut preparing, if !greeted => {
+                // As good as a port that refuses: its agent does not run yet.
+                if prepares {
+                    return Heard::Server(Verdict::Absent(format!("{PREPARES} {ip}")));
+                }
+                greeted = true;
+            }
+            () = sleep(ASK_AGAIN) => (answer, theirs) = told(peers, ip, datacenter).await,
+        }
     }
     if let (Ok(_), Some(ours), Some(theirs)) = (&answer, datacenter, theirs)
         && ours != theirs
@@ -182,6 +193,14 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
         )),
         Err(error) => Verdict::Unknown(chain(&error)),
     })
+}
+
+/// What it reports, and its datacenter.
+async fn told(peers: &Peers, ip: IpAddr, datacenter: Option<&str>) -> (Result<Reported, ApiError>, Option<String>) {
+    match peers.at(ip) {
+        Ok(agent) => tokio::join!(report(&agent), its_datacenter(&agent, datacenter.is_some())),
+        Err(error) => (Err(error), None),
+    }
 }
 
 async fn report(agent: &Agent) -> Result<Reported, ApiError> {
