@@ -58,7 +58,7 @@ const RECONCILED: Duration = Duration::from_secs(65);
 /// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but when its raft
 /// copies to a server that does not answer it waits for that, 10 s at most or for ever, and its heartbeats go on meanwhile, so that the
 /// others take it for their leader still. Nothing on its disk minds a KILL.
-const HUNG: Duration = Duration::from_secs(3);
+const HUNG: Duration = Duration::from_secs(2);
 
 /// And one that has not answered yet, since it drops a TERM that comes before.
 const STARTS: Duration = Duration::from_secs(10);
@@ -301,6 +301,8 @@ struct Stopping {
     ending: Option<Instant>,
     /// When it is taken for hung, if it may be: it must not keep its Pod until the grace period is over.
     hung: Option<Instant>,
+    /// It may be starting, and have dropped its signal. One that answered before has not, whatever it answers while it ends.
+    may_start: bool,
     /// The deadline was over and the agent was killed.
     killed: bool,
     /// Then the agent is started anew.
@@ -344,7 +346,8 @@ async fn supervise(
     let code = loop {
         let until = stopping.as_ref().map_or_else(far, Stopping::until);
         let may_kill = stopping.as_ref().is_some_and(|stopping| !stopping.killed);
-        let may_repeat = !leaves_at_term && stopping.as_ref().is_some_and(|stopping| stopping.ending.is_some());
+        let may_repeat = !leaves_at_term
+            && stopping.as_ref().is_some_and(|stopping| stopping.ending.is_some() && stopping.may_start);
         tokio::select! {
             biased;
             happened = supervisor.next() => match happened {
@@ -385,6 +388,7 @@ async fn supervise(
                 let patience = if task.consul && !leaves_at_term { Some(patience(&agent).await) } else { None };
                 if let Some(stopping) = &mut stopping {
                     stopping.follow(course, &mut events);
+                    stopping.may_start = patience != Some(HUNG);
                     stopping.hung = patience.map(|patience| Instant::now() + patience);
                 }
                 // The one signal that the agent gets.
@@ -556,7 +560,17 @@ impl Beside {
 
 impl Stopping {
     fn new(deadline: Instant, course: Option<Pin<Box<dyn Future<Output = Course>>>>) -> Self {
-        Self { deadline, course, failed: None, ending: None, hung: None, killed: false, again: false, told: false }
+        Self {
+            deadline,
+            course,
+            failed: None,
+            ending: None,
+            hung: None,
+            may_start: true,
+            killed: false,
+            again: false,
+            told: false,
+        }
     }
 
     /// Of an agent that was told to end and is to have another life.
@@ -602,6 +616,7 @@ impl Stopping {
     fn told_again(&mut self) {
         if let (Some(_), Some(ending)) = (self.hung, self.ending) {
             self.hung = Some((Instant::now() + HUNG).min(ending + STARTS));
+            self.may_start = false;
         }
     }
 

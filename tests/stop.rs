@@ -1764,6 +1764,31 @@ fn an_agent_that_does_not_end_is_killed_long_before_the_grace_period_is_over() {
     assert!(log.contains("the agent has not ended within 10.0 s of its signal: killing it"), "{log}");
 }
 
+/// Consul's API answers as long as its raft waits for a dial that was lost (seen, 1.22.6).
+#[test]
+fn an_agent_that_hangs_and_answers_meanwhile_is_killed_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let consul = folder.path().join("consul");
+    std::fs::write(&consul, "#!/bin/sh\ntrap '' TERM\ntouch \"$0.runs\"\nwhile :; do sleep 0.1; done\n").unwrap();
+    std::fs::set_permissions(&consul, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let agent = ScriptedHttp::start();
+    agent.always(Call::get("/v1/status/leader", Reply::ok("\"\"")));
+    agent.always(Call::get("/v1/status/peers", Reply::ok("[]")));
+    agent.always(Call::get("/v1/agent/members", Reply::ok("[]")));
+    let data = format!("--data-dir={}", folder.path().display());
+    let server = ["--role=server", "--node-name=s1", "--advertise=127.0.0.1", "--server-port=1", "--expect=2"];
+    let run = Convene::new(["run", "--leave=never", "--grace-period=3600s", "--discover=static:127.255.255.253"]);
+    let run = run.words(server).words([data]).env("CONSUL_HTTP_ADDR", agent.addr().to_string());
+    let log = folder.path().join("log");
+    let told = || std::fs::read_to_string(&log).unwrap_or_default();
+    let mut run = run.words(["--", consul.to_str().unwrap(), "agent", "-server"]).spawn_into(&log);
+    let runs = folder.path().join("consul.runs");
+    wait_until("its start", || runs.exists().then_some(()), told);
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(128 + 9), "{}", told());
+    assert!(told().contains("of its signal: killing it") && !told().contains("TERM again"), "{}", told());
+}
+
 #[test]
 fn a_term_while_the_agent_starts_ends_it_without_a_leave() {
     let test = "a_term_while_the_agent_starts_ends_it_without_a_leave";
