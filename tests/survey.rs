@@ -828,7 +828,7 @@ fn a_name_of_one_label_is_not_asked_at_the_root() {
 #[test]
 fn a_convene_that_tries_its_own_address_on_the_server_port_is_not_taken_for_a_server() {
     let (block, dns) = (loopback_block(), ScriptedDns::zone());
-    let listener = std::net::TcpListener::bind(block.at(2, 8300)).unwrap();
+    let listener = support::accept::listen(&block.at(2, 8300));
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let _ = std::io::Write::write_all(&mut stream.unwrap(), b"convene\n12345678");
