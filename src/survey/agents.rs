@@ -154,8 +154,8 @@ pub enum Heard {
     NoServer,
 }
 
-/// Asks the server at an address; one of another datacenter than ours, where that is known, is a stranger. Takes at most twice
-/// [`QUICK`].
+/// Asks the server at an address; one of another datacenter than ours, where that is known, is a stranger. Takes at most three
+/// times [`QUICK`], and a second where the agent just starts.
 pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option<&str>) -> Heard {
     let raft = SocketAddr::new(ip, ports.server);
     let mut open = match timeout(QUICK, dial(raft)).await {
