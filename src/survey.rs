@@ -18,7 +18,7 @@ use crate::api::consul::{ApiError, Peers};
 use crate::api::kube::{Access, Kube, StatefulSet};
 use crate::settings::source::{Host, HostName, Selector, Source};
 use crate::settings::{Local, PeerPorts, Role, Survey as Settings};
-use agents::{Heard, Reported, Verdict, ask};
+use agents::{Heard, Reported, STARTS, Verdict, ask};
 use candidates::{Answer, Asked, Candidate, Kind, Known, merged};
 use dns::Dns;
 use statefulset::Shape;
@@ -365,10 +365,12 @@ impl Surveyor {
 
     async fn ask_all(&self, addresses: BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Heard> {
         let mut asking = JoinSet::new();
+        // Who belongs to a cluster starts whatever the others say.
+        let patience = if self.memory.servers.is_empty() { STARTS } else { Duration::ZERO };
         for ip in addresses {
             let (ports, peers): (PeerPorts, Peers) = (self.local.peer, self.peers.clone());
             let datacenter = self.local.datacenter.clone();
-            asking.spawn(async move { (ip, ask(ip, ports, &peers, datacenter.as_deref()).await) });
+            asking.spawn(async move { (ip, ask(ip, ports, &peers, datacenter.as_deref(), patience).await) });
         }
         let mut heard = BTreeMap::new();
         while let Some(done) = asking.join_next().await {

@@ -125,7 +125,8 @@ impl Looker<'_> {
         let local = &self.world.local;
         let mut best = Verdict::Absent("its addresses refuse the server port".to_owned());
         for ip in ips {
-            let heard = ask(*ip, local.peer, self.world.surveyor.peers(), local.datacenter.as_deref()).await;
+            let heard =
+                ask(*ip, local.peer, self.world.surveyor.peers(), local.datacenter.as_deref(), Duration::ZERO).await;
             let verdict = match heard {
                 Heard::Server(verdict) => verdict,
                 Heard::NoServer => Verdict::Absent(format!("{ip} refuses the server port")),

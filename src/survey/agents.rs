@@ -23,7 +23,7 @@ const WHICH_CLUSTER: Duration = Duration::from_millis(500);
 const WITHOUT_LEADER: Duration = Duration::from_millis(100);
 /// How long an agent may start whose server port is open and whose HTTP port is not yet: 30 ms, or a second more where it does not reach
 /// itself (1.22.6). One that lets nobody ask takes this time, too.
-const STARTS: Duration = Duration::from_millis(1200);
+pub const STARTS: Duration = Duration::from_millis(1200);
 /// How often they are asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -154,9 +154,9 @@ pub enum Heard {
     NoServer,
 }
 
-/// Asks the server at an address; one of another datacenter than ours, where that is known, is a stranger. Takes at most three
-/// times [`QUICK`], and a second where the agent just starts.
-pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option<&str>) -> Heard {
+/// Asks the server at an address; one of another datacenter than ours, where that is known, is a stranger. One that just starts
+/// is waited for, for up to `patience`. Takes at most three times [`QUICK`] longer.
+pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option<&str>, patience: Duration) -> Heard {
     let raft = SocketAddr::new(ip, ports.server);
     let mut open = match timeout(QUICK, dial(raft)).await {
         Ok(Ok(open)) => open,
@@ -168,7 +168,7 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
     let preparing = is_preparing(&mut open);
     tokio::pin!(preparing);
     let (begun, mut greeted) = (Instant::now(), false);
-    while matches!(answer, Err(ApiError::Refused { .. })) && begun.elapsed() < STARTS {
+    while matches!(answer, Err(ApiError::Refused { .. })) && (begun.elapsed() < patience || !greeted) {
         tokio::select! {
             prepares = &mut preparing, if !greeted => {
                 // As good as a port that refuses: its agent does not run yet.
