@@ -58,7 +58,7 @@ const RECONCILED: Duration = Duration::from_secs(65);
 /// How long Consul has to end once it was told to, unless it leaves by itself. It needs less than a second (1.22.6), but when its raft
 /// copies to a server that does not answer it waits for that, 10 s at most or for ever, and its heartbeats go on meanwhile, so that the
 /// others take it for their leader still. Nothing on its disk minds a KILL.
-const HUNG: Duration = Duration::from_secs(2);
+const HUNG: Duration = Duration::from_secs(3);
 
 /// And one that has not answered yet, since it drops a TERM that comes before.
 const STARTS: Duration = Duration::from_secs(10);

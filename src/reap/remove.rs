@@ -42,13 +42,9 @@ pub(super) async fn remove(kube: &Kube, agent: &Agent, case: &Case) -> Result<Re
     if answered(|| agent.has_failed(node)).await.map_err(ReapError::Consul)? == Some(false) {
         return Ok(Removal::Back("it is alive again"));
     }
-    let told = answered(async || match agent.force_leave(node).await {
+    match answered(|| agent.force_leave(node)).await {
         // Gossip may be slow to carry it; the leader tells.
-        Err(ApiError::Silent { .. }) => Ok(()),
-        told => told,
-    });
-    match told.await {
-        Ok(()) => {}
+        Ok(()) | Err(ApiError::Silent { .. }) => {}
         // Gossip had forgotten it already.
         Err(error) if error.is_unknown_node() => {}
         Err(cause) if cause.is_denied() => return Err(ReapError::Denied { node: node.clone(), cause }),
@@ -63,7 +59,7 @@ pub(super) async fn remove(kube: &Kube, agent: &Agent, case: &Case) -> Result<Re
                 let waited = crate::time::text(CONFIRM);
                 return Ok(Removal::Failed(format!("it is still in the catalog after {waited}")));
             }
-            Err(error) => return Err(ReapError::Consul(error)),
+            Err(error) => return Ok(Removal::Failed(error.to_string())),
         }
     }
 }

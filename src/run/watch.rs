@@ -68,9 +68,12 @@ pub struct Watch {
     overlooked: Overlooked,
 }
 
-/// Each server that is known is alive in the member list, by any of its addresses, and none knows a leader.
+/// Each server that is known answers, is alive in the member list, by any of its addresses, and knows no leader.
 fn is_left_to_raft(survey: &Survey, alive: &BTreeSet<IpAddr>) -> bool {
-    let waits = |other: &Other| other.verdict.leader().is_none() && other.addresses().any(|ip| alive.contains(&ip));
+    let waits = |other: &Other| {
+        let leaderless = other.verdict.is_server() && other.verdict.leader().is_none();
+        leaderless && other.addresses().any(|ip| alive.contains(&ip))
+    };
     !survey.others.is_empty() && survey.others.iter().all(waits)
 }
 
@@ -134,10 +137,9 @@ impl Watch {
                 said = Instant::now();
                 self.say(&survey, begun.elapsed()).await;
             }
+            tokio::time::sleep(pause(begun.elapsed())).await;
             if is_left_to_raft(&survey, &alive) {
                 self.elected().await;
-            } else {
-                tokio::time::sleep(pause(begun.elapsed())).await;
             }
         }
         self.after_formation().await

@@ -164,7 +164,12 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
         Ok(Err(error)) => return Heard::Server(Verdict::Unknown(format!("could not dial {raft}: {error}"))),
         Err(_) => return Heard::Server(Verdict::Unknown(format!("{raft} is silent"))),
     };
-    let (mut answer, mut theirs) = told(peers, ip, datacenter).await;
+    let agent = match peers.at(ip) {
+        Ok(agent) => agent,
+        Err(error) => return Heard::Server(Verdict::Unknown(chain(&error))),
+    };
+    let told = async || tokio::join!(report(&agent), its_datacenter(&agent, datacenter.is_some()));
+    let (mut answer, mut theirs) = told().await;
     let preparing = is_preparing(&mut open);
     tokio::pin!(preparing);
     let (begun, mut greeted) = (Instant::now(), false);
@@ -177,7 +182,7 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
                 }
                 greeted = true;
             }
-            () = sleep(ASK_AGAIN) => (answer, theirs) = told(peers, ip, datacenter).await,
+            () = sleep(ASK_AGAIN) => (answer, theirs) = told().await,
         }
     }
     if let (Ok(_), Some(ours), Some(theirs)) = (&answer, datacenter, theirs)
@@ -193,14 +198,6 @@ pub async fn ask(ip: IpAddr, ports: PeerPorts, peers: &Peers, datacenter: Option
         )),
         Err(error) => Verdict::Unknown(chain(&error)),
     })
-}
-
-/// What it reports, and its datacenter.
-async fn told(peers: &Peers, ip: IpAddr, datacenter: Option<&str>) -> (Result<Reported, ApiError>, Option<String>) {
-    match peers.at(ip) {
-        Ok(agent) => tokio::join!(report(&agent), its_datacenter(&agent, datacenter.is_some())),
-        Err(error) => (Err(error), None),
-    }
 }
 
 async fn report(agent: &Agent) -> Result<Reported, ApiError> {
