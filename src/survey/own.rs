@@ -6,6 +6,7 @@
 
 use super::dns::{Dns, LookupError};
 use crate::api::kube::{Kube, REACHABLE, Service};
+use crate::dial::dial;
 use crate::record::Record;
 use crate::settings::{Local, Stable, Survey};
 use crate::time::SAY_EVERY;
@@ -14,7 +15,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use uuid::Uuid;
@@ -27,8 +27,6 @@ const PROGRAMMED: Duration = Duration::from_secs(1);
 const STALE: Duration = Duration::from_secs(45);
 /// How soon the own address is dialled again.
 const DIAL_AGAIN: Duration = Duration::from_millis(25);
-/// How long such a dial may take.
-const ANSWERED: Duration = Duration::from_millis(500);
 /// How often the address is asked for again meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -301,21 +299,11 @@ async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
     };
     let dial = async {
         let begun = Instant::now();
-        let mut tries = JoinSet::new();
         while begun.elapsed() < within {
-            // A Service that leads nowhere yet refuses the first six dials at once, and then one a second (Linux, `icmp_ratelimit`): who is
-            // not answered is not waited for.
-            tries.spawn(timeout(ANSWERED, heard(ip, port)));
-            let again = sleep(DIAL_AGAIN);
-            tokio::pin!(again);
-            loop {
-                tokio::select! {
-                    Some(done) = tries.join_next() => if matches!(done, Ok(Ok(Some(heard))) if heard == word) {
-                        return true;
-                    },
-                    () = &mut again => break,
-                }
+            if timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
+                return true;
             }
+            sleep(DIAL_AGAIN).await;
         }
         false
     };
@@ -348,7 +336,7 @@ pub async fn is_preparing(stream: &mut TcpStream) -> bool {
 const GREETED: Duration = Duration::from_millis(200);
 
 async fn heard(ip: IpAddr, port: u16) -> Option<[u8; 16]> {
-    let mut stream = TcpStream::connect((ip, port)).await.ok()?;
+    let mut stream = dial(SocketAddr::new(ip, port)).await.ok()?;
     let mut word = [0; 16];
     stream.read_exact(&mut word).await.ok()?;
     Some(word)
