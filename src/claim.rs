@@ -225,15 +225,16 @@ impl Claims {
         written.map_err(|error| self.failed(&error))
     }
 
-    /// Has it say "formed", unless it does.
+    /// Has it say "formed", unless it does, and name the voters, unless whoever saw it first could.
     fn formed(&self, map: &mut ConfigMap, nodes: &[String]) {
-        if map.data.get(STATE).is_none_or(|state| state != FORMED) {
+        let first = map.data.get(STATE).is_none_or(|state| state != FORMED);
+        if first {
             let now = k8s_openapi::jiff::Timestamp::now();
             map.data.insert(STATE.to_owned(), FORMED.to_owned());
             map.data.insert(FORMED.to_owned(), format!("{now} seen by {}", self.pod));
-            map.data.insert(NODES.to_owned(), nodes.join(" "));
-        } else if !nodes.is_empty() && map.data.get(NODES).is_none_or(String::is_empty) {
-            // Who saw it first could not read them.
+        }
+        let unnamed = map.data.get(NODES).is_none_or(String::is_empty);
+        if first || unnamed && !nodes.is_empty() {
             map.data.insert(NODES.to_owned(), nodes.join(" "));
         }
         map.data.entry(ID.to_owned()).or_insert_with(|| Uuid::new_v4().to_string());

@@ -248,9 +248,6 @@ const CHECK_EVERY: Duration = Duration::from_millis(500);
 /// How often a probe does, which waits for less than kubelet's next call.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a probe may wait for a yes; who waits longer is none, and not asked again.
-const PROBE_WAITS: Duration = Duration::from_secs(10);
-
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
     let begun = Instant::now();
     let what = convene::settings::read::choice("check", &args.what, WHATS).map_err(|error| usage(&error))?;
@@ -268,8 +265,8 @@ async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failu
         asked_again = true;
         tokio::time::sleep(every).await;
     };
-    // A probe that has waited for a yes is not to wait longer: the next call notes it.
-    if answer.votes && (!asked_again || wait > PROBE_WAITS) {
+    // Who has waited for a yes is not to wait longer: the next call notes it.
+    if answer.votes && !asked_again {
         let access = kubernetes(reader, &local, local.role.unwrap_or(Role::Server), &[]).ok().flatten();
         let kube = access.map(|access| Kube::new(access, CALL));
         note_once(&local, &agent, kube, PROBE.saturating_sub(begun.elapsed())).await;

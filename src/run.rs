@@ -385,11 +385,12 @@ async fn supervise(
             },
             course = over(&mut stopping) => {
                 let signal = course.signal;
-                let patience = if task.consul && !leaves_at_term { Some(patience(&agent).await) } else { None };
+                let answers = if task.consul && !leaves_at_term { Some(answers(&agent).await) } else { None };
                 if let Some(stopping) = &mut stopping {
                     stopping.follow(course, &mut events);
-                    stopping.may_start = patience != Some(HUNG);
-                    stopping.hung = patience.map(|patience| Instant::now() + patience);
+                    if let Some(answers) = answers {
+                        stopping.hurry(answers);
+                    }
                 }
                 // The one signal that the agent gets.
                 supervisor.forward(signal);
@@ -488,10 +489,9 @@ fn begin(stopper: Stopper, begun: Instant) -> Stopping {
     Stopping::new(deadline, Some(Box::pin(stopper.stop(begun))))
 }
 
-/// How long Consul has to end from now on: one that is starting takes no signal yet.
-async fn patience(agent: &Agent) -> Duration {
-    let answers = timeout(IN_MEMORY, agent.leader()).await.is_ok_and(|answer| answer.is_ok());
-    if answers { HUNG } else { STARTS }
+/// Whether the agent answers from memory.
+async fn answers(agent: &Agent) -> bool {
+    timeout(IN_MEMORY, agent.leader()).await.is_ok_and(|answer| answer.is_ok())
 }
 
 /// Until when a leave may go on after a TERM, and the agent has time to end after it.
@@ -610,6 +610,12 @@ impl Stopping {
         warn!("the agent has not ended within {} of its signal: killing it", time::text(waited));
         self.killed = true;
         Signal::SIGKILL
+    }
+
+    /// Consul ends soon from now on; one that does not answer may be starting, and takes no signal yet.
+    fn hurry(&mut self, answers: bool) {
+        self.may_start = !answers;
+        self.hung = Some(Instant::now() + if answers { HUNG } else { STARTS });
     }
 
     /// It has answered and was told once more, so that it has its time once more, within that of one that starts.
