@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use support::cluster::{Cluster, request};
 use support::config_map::status;
@@ -83,9 +85,6 @@ fn started(cluster: Cluster) -> Cluster {
     cluster.publish_all();
     cluster.start_all(&[]);
     cluster.wait_formed(&ALL);
-    // Autopilot has looked at each of them.
-    let healthy = || cluster.get(0, "/v1/operator/autopilot/health").is_some_and(|health| health["Healthy"] == true);
-    cluster.wait_for("autopilot", healthy);
     cluster
 }
 
@@ -354,6 +353,7 @@ fn from_outside_the_agents_are_asked_through_the_api_server_and_without_a_token(
     api.always(Call::get("/api/v1/namespaces/kube-system/configmaps/coredns", status(403)));
     api.always(Call::get(&(prod("/apis/policy/v1") + "/poddisruptionbudgets"), status(403)));
     api.always(Call::post(&(prod("/apis/authorization.k8s.io/v1") + "/localsubjectaccessreviews"), status(403)));
+    let young = Arc::new(AtomicUsize::new(0));
     for ordinal in ALL {
         let pod = format!("{}/pods/consul-server-{ordinal}", prod("/api/v1"));
         api.always(Call::get(&pod, Reply::ok("{}")));
@@ -361,14 +361,16 @@ fn from_outside_the_agents_are_asked_through_the_api_server_and_without_a_token(
         let agent = SocketAddr::new(cluster.ip(ordinal), 8500);
         let proxied = format!("{pod}:8500/proxy");
         for path in PROXIED {
-            let begin = proxied.clone();
+            let (begin, young) = (proxied.clone(), Arc::clone(&young));
             api.always(Call::get(
                 &format!("{proxied}{path}"),
                 Reply::by(move |asked| {
                     assert_eq!(asked.header("x-consul-token"), None);
                     let path = asked.target.strip_prefix(&begin).unwrap();
-                    let answer = request(agent, "GET", path, "");
-                    answer.map_or_else(|| status(503), |(status, body)| Reply::Json(status, body))
+                    let Some((status_code, body)) = request(agent, "GET", path, "") else { return status(503) };
+                    let fresh = path == AUTOPILOT_STATE
+                        && young.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+                    Reply::Json(status_code, if fresh { with_one_just_unhealthy(&body) } else { body })
                 }),
             ));
         }
@@ -387,11 +389,28 @@ fn from_outside_the_agents_are_asked_through_the_api_server_and_without_a_token(
     let healthy = doctor();
     assert!(healthy.findings.is_empty(), "{healthy:#?}");
     healthy.looked_at(&OF_AGENTS);
+    // What autopilot says at an election, and takes back when it looks again.
+    young.store(2, Ordering::SeqCst);
+    let elected = doctor();
+    assert!(elected.findings.is_empty(), "{elected:#?}");
+    assert_eq!(young.load(Ordering::SeqCst), 0, "it did not ask again");
     let leader = cluster.leading(0).unwrap();
     let dead = ALL.into_iter().find(|ordinal| *ordinal != leader).unwrap();
     cluster.kill(dead);
     cluster.wait_for("its failure", || ALL.iter().all(|one| *one == dead || cluster.member(*one, dead) == Some(4)));
     doctor().finds("failed-servers", &format!("server consul-server-{dead}"), "does not answer, and it is a voter");
+}
+
+const AUTOPILOT_STATE: &str = "/v1/operator/autopilot/state";
+
+/// The state as it is at an election, before a server has answered autopilot.
+fn with_one_just_unhealthy(state: &str) -> String {
+    let mut state: Value = serde_json::from_str(state).unwrap();
+    let one =
+        state["Servers"].as_object_mut().unwrap().values_mut().find(|one| one["Name"] == "consul-server-1").unwrap();
+    one["Healthy"] = json!(false);
+    one["StableSince"] = json!(convene::api::kube::Timestamp::now().to_string());
+    state.to_string()
 }
 
 /// All that a server is asked.
@@ -402,7 +421,7 @@ const PROXIED: [&str; 10] = [
     "/v1/agent/members",
     "/v1/agent/services",
     "/v1/operator/raft/configuration",
-    "/v1/operator/autopilot/state",
+    AUTOPILOT_STATE,
     "/v1/operator/autopilot/configuration",
     "/v1/catalog/datacenters",
     "/v1/connect/ca/roots",

@@ -19,6 +19,7 @@ pub(super) use raft::ago;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 pub use way::{Answer, Lack, Way};
 
 /// Each check's name and what it finds, as README's table has them.
@@ -26,7 +27,7 @@ pub const CHECKS: &[(&str, &str)] = &[
     (raft::LEADER, "no leader is known, and how many voters answer of those that are needed"),
     (raft::ONE_CLUSTER, "the servers are of two clusters, by its ID, its raft peers, its datacenter or its leader"),
     (raft::VOTERS, "fewer servers vote than there are, an even number, or one has no vote"),
-    (raft::LAG, "a server's log is behind the leader's, or autopilot has it for unhealthy"),
+    (raft::LAG, "a server's log is behind the leader's, or autopilot has it for unhealthy for 6 s or longer"),
     (
         raft::STALE_PEER,
         "a raft peer is no server any more: outside of the StatefulSet, or with a node ID that nobody has",
@@ -138,12 +139,33 @@ pub async fn look(servers: Vec<(String, Way)>, wanted: Option<Wanted>, beside: O
         if !server.said.as_ref().is_ok_and(|said| said.leader.is_some()) || state.is_ok() {
             continue;
         }
-        (state, autopilot) =
-            tokio::join!(way.value("/v1/operator/autopilot/state"), way.value("/v1/operator/autopilot/configuration"));
+        (state, autopilot) = tokio::join!(settled(way), way.value("/v1/operator/autopilot/configuration"));
     }
     let now = crate::api::kube::Timestamp::now().as_second();
     let servers = asked.into_iter().map(|(server, _)| server).collect();
     Seen { servers, wanted, state, autopilot, beside, sees_services: false, now }
+}
+
+/// How long a server may be unhealthy before it is a finding: autopilot looks every 2 s (`ServerHealthInterval`), and has each
+/// server for unhealthy that had not answered when it looked first, at the election. That is two of its looks, and one for a
+/// machine with much to do.
+const SETTLES: Duration = Duration::from_secs(6);
+
+/// How long until it is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Autopilot's state, once it has looked again at a server that has just become unhealthy; that server may have restarted.
+async fn settled(way: &Way) -> Answer<Value> {
+    let begun = Instant::now();
+    loop {
+        let state = way.value("/v1/operator/autopilot/state").await;
+        let now = crate::api::kube::Timestamp::now();
+        if begun.elapsed() >= SETTLES || !state.as_ref().is_ok_and(|state| raft::has_just_changed(state, now, SETTLES))
+        {
+            return state;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 // === impl Seen ===

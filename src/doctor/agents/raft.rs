@@ -11,6 +11,7 @@ use crate::doctor::finding::Report;
 use crate::settings::Seat;
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 pub(super) const LEADER: &str = "raft-leader";
 pub(super) const ONE_CLUSTER: &str = "one-cluster";
@@ -234,6 +235,17 @@ fn lag(seen: &Seen, state: &Value, report: &mut Report) {
             report.findings.push(about(LAG, name, what, why, mend));
         }
     }
+}
+
+/// Autopilot has a server for unhealthy, and had it for healthy, or did not know it, less than `within` ago.
+pub(super) fn has_just_changed(state: &Value, now: Timestamp, within: Duration) -> bool {
+    let servers = state.get("Servers").and_then(Value::as_object);
+    servers.into_iter().flat_map(|servers| servers.values()).any(|server| {
+        let since = text(server, "/StableSince").and_then(|at| at.parse::<Timestamp>().ok());
+        // The leader's clock may be ahead of ours.
+        server.get("Healthy").and_then(Value::as_bool) == Some(false)
+            && since.is_some_and(|since| now.duration_since(since).unsigned_abs() < within)
+    })
 }
 
 /// Since when autopilot sees a server as it is: ` since 2026-11-21T22:00:00Z (40 s)`; nothing where it does not say.

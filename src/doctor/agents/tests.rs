@@ -244,6 +244,21 @@ fn a_server_that_is_behind_or_unhealthy_is_told() {
 }
 
 #[test]
+fn only_a_server_that_has_just_become_unhealthy_is_waited_for() {
+    let now = crate::api::kube::Timestamp::from_second(NOW).unwrap();
+    let waited_for = |well: bool, since: &str| {
+        let server = json!({"ID": id(2), "Healthy": well, "StableSince": since});
+        raft::has_just_changed(&json!({"Servers": {id(0): piloted(0), id(2): server}}), now, Duration::from_secs(6))
+    };
+    assert!(waited_for(false, "2026-11-20T23:59:55.437Z"));
+    assert!(!waited_for(false, "2026-11-20T23:59:53Z"));
+    assert!(!waited_for(true, "2026-11-20T23:59:55Z"));
+    assert!(waited_for(false, "2026-11-21T00:00:02Z"), "the leader's clock is ahead");
+    assert!(!waited_for(false, "2026-11-21T00:10:00Z"));
+    assert!(!waited_for(false, "never"));
+}
+
+#[test]
 fn autopilot_that_removes_who_restarts_is_told() {
     let configured = |value: Value| Seen { autopilot: Ok(value), ..healthy() };
     gives(
