@@ -26,6 +26,10 @@ pub const LAST_CONTACT: Duration = Duration::from_secs(1);
 /// `max_trailing_logs`).
 pub const MAX_TRAILING_LOGS: u64 = 250;
 
+/// How long after its container's start an agent may go without an API, in which it restores what it had: as long as a startupProbe
+/// would give it. With one kubelet asks for readiness up to 2 s later (1.34: its next round, then the startup probe's, then its own again).
+const STARTS: Duration = Duration::from_mins(15);
+
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -78,6 +82,10 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
     // This endpoint answers without a leader and without an ACL: a token file that is away ends no agent.
     match agent.leader().await {
         Ok(_) | Err(ApiError::Status { .. }) => {}
+        // It opens its API last. One that hangs has it open.
+        Err(ApiError::Refused { .. }) if life::of_container().is_some_and(|age| age < STARTS) => {
+            return Ok("live: the agent starts, and has not opened its API yet".to_owned());
+        }
         Err(error) => return Err(format!("not live: {error}")),
     }
     match agent.describe().await {

@@ -553,10 +553,14 @@ fn a_data_folder_that_is_not_kept_or_is_shared_is_found() {
 #[test]
 fn probes_that_end_or_pass_a_server_wrongly_are_found() {
     finds("startup-probe", AGENT, &["no startupProbe", "after 60 s", "\"failureThreshold\":900"], |world| {
-        world.agent().as_object_mut().unwrap().remove("startupProbe");
+        world.agent()["livenessProbe"]["exec"] = Value::Null;
+        world.agent()["livenessProbe"]["tcpSocket"] = json!({"port": 8500});
     });
     finds("startup-probe", AGENT, &["gives up after 30 s"], |world| {
-        world.agent()["startupProbe"]["failureThreshold"] = json!(30);
+        let mut startup = world.agent()["livenessProbe"].clone();
+        startup["periodSeconds"] = json!(1);
+        startup["failureThreshold"] = json!(30);
+        world.agent()["startupProbe"] = startup;
     });
     finds("liveness-probe", AGENT, &["check ready", r#"["/convene/convene","check","live"]"#], |world| {
         world.agent()["livenessProbe"]["exec"]["command"][2] = json!("ready");
@@ -567,7 +571,7 @@ fn probes_that_end_or_pass_a_server_wrongly_are_found() {
     finds(
         "readiness-probe",
         AGENT,
-        &["no readinessProbe", r#"["/convene/convene","check","ready","--wait=2900ms"]"#],
+        &["no readinessProbe", r#"["/convene/convene","check","ready","--wait=1900ms"]"#],
         |world| {
             world.agent().as_object_mut().unwrap().remove("readinessProbe");
         },

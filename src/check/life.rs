@@ -3,15 +3,36 @@
 //!
 //! Takes the server's raft address, gives the number from /proc/net/tcp and tcp6, which show the Pod's network to any of its
 //! containers and to any user: no process needs to be found, and nothing is asked of the agent, which tells no stranger
-//! when it started. `None` where nobody listens there, or where the kernel does not say.
+//! when it started. `None` where nobody listens there, or where the kernel does not say. How long the container runs is the age of its
+//! first process.
 
+use std::fs::read_to_string;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
 
 /// The life of the agent that listens at `port`, at one of these addresses or at all. When only others listen at that port it
 /// is the life of them all, since a number that changes too often costs a wait and nothing else.
 pub fn of_listener(port: u16, addresses: &[IpAddr]) -> Option<String> {
-    let table: String = ["/proc/net/tcp", "/proc/net/tcp6"].iter().flat_map(std::fs::read_to_string).collect();
+    let table: String = ["/proc/net/tcp", "/proc/net/tcp6"].iter().flat_map(read_to_string).collect();
     in_table(&table, port, addresses)
+}
+
+/// How long the first process runs that we see: a container's own, or the Pod's where its containers share them
+/// (`shareProcessNamespace`). `None` where the kernel does not say.
+pub fn of_container() -> Option<Duration> {
+    since_start(Path::new("/proc"))
+}
+
+/// Field 22 of proc_pid_stat(5) counts the hundredths of a second (`USER_HZ`) from the machine's start to the process's, proc_uptime(5)
+/// begins with the seconds since the machine's start.
+fn since_start(proc: &Path) -> Option<Duration> {
+    let stat = read_to_string(proc.join("1/stat")).ok()?;
+    // The name is in parentheses and may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let started: f64 = rest.split_whitespace().nth(22 - 3)?.parse().ok()?;
+    let up: f64 = read_to_string(proc.join("uptime")).ok()?.split_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64((up - started / 100.0).max(0.0)).ok()
 }
 
 fn in_table(table: &str, port: u16, addresses: &[IpAddr]) -> Option<String> {
@@ -62,6 +83,24 @@ mod tests {
    0: 00000000000000000000000001000000:206C 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 42 1 0 100 0 0 10 0
    1: 0000000000000000FFFF000004075B7F:206C 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 43 1 0 100 0 0 10 0
 ";
+
+    #[test]
+    fn a_container_is_as_old_as_its_first_process() {
+        let proc = tempfile::tempdir().unwrap();
+        let age = |stat: &str, uptime: &str| {
+            std::fs::create_dir_all(proc.path().join("1")).unwrap();
+            std::fs::write(proc.path().join("1/stat"), stat).unwrap();
+            std::fs::write(proc.path().join("uptime"), uptime).unwrap();
+            since_start(proc.path())
+        };
+        let stat = "1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 9 0 123450 1263992832";
+        assert_eq!(age(stat, "1300.75 2000.00\n"), Some(Duration::from_millis(66_250)));
+        assert_eq!(age(stat, "1234.49 2000.00\n"), Some(Duration::ZERO), "rounded the other way");
+        assert_eq!(age("1 (a) S", "1.0 1.0"), None);
+        assert_eq!(age(stat, ""), None);
+        assert_eq!(since_start(Path::new("/nowhere")), None);
+        assert!(of_container().is_some());
+    }
 
     #[test]
     fn the_socket_that_listens_at_our_address_or_at_all_is_found() {

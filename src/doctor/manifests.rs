@@ -38,7 +38,10 @@ pub const CHECKS: &[(&str, &str)] = &[
     ("expect", "the expect can never be reached, or by both sides of a cut"),
     ("claims-deleted", "Kubernetes deletes the volumes when the StatefulSet sleeps or is deleted"),
     ("data-volume", "the data folder is no volume of the server's own that outlives the Pod"),
-    ("startup-probe", "liveness counts before a start, a wait or a restore can be over"),
+    (
+        "startup-probe",
+        "liveness counts before a start, a wait or a restore can be over (`check live` as liveness needs no startupProbe)",
+    ),
     ("liveness-probe", "liveness depends on a leader, or on others"),
     ("readiness-probe", "Ready does not mean a healthy voter, so that a rollout does not wait for one"),
     ("probe-timeout", "a probe has 1 s for its answer, Kubernetes' default"),

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-/// How long an agent may need until its API answers; a restore takes longer, and is the startup probe's to allow.
+/// How long an agent may need until its API answers; a restore takes longer, which `check live` allows.
 const STARTING: Duration = Duration::from_secs(30);
 /// How long an election may take before others are looked at again: Consul's raft begins one within 2 s (`raft_multiplier` 1).
 const ELECTED: Duration = Duration::from_secs(2);

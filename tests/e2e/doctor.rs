@@ -103,7 +103,10 @@ fn all_wrong() -> Source {
         replace("/spec/persistentVolumeClaimRetentionPolicy", json!({"whenScaled": "Delete", "whenDeleted": "Retain"})),
         replace("/spec/template/spec/terminationGracePeriodSeconds", json!(10)),
         remove("/spec/template/spec/affinity"),
-        remove(&agent("startupProbe")),
+        replace(
+            &agent("startupProbe"),
+            json!({"exec": {"command": ["/convene/convene", "check", "live"]}, "timeoutSeconds": 5})
+        ),
         replace(&agent("livenessProbe/exec/command/2"), json!("ready")),
         replace(&agent("readinessProbe/exec/command/2"), json!("joined")),
         replace(&agent("readinessProbe/timeoutSeconds"), json!(1)),

@@ -29,8 +29,31 @@ fn asked(probe: &Value) -> Option<&str> {
     words.next()
 }
 
+/// What a probe runs.
+fn words(probe: &Value) -> String {
+    list(probe, "/exec/command").filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// It depends on a leader, or on others.
+fn needs_others(probe: &Value) -> bool {
+    match asked(probe) {
+        Some(what) => what != "live",
+        None => {
+            let said = words(probe);
+            ["status/leader", "consul members", "operator raft", "catalog", "health"]
+                .iter()
+                .any(|call| said.contains(call))
+        }
+    }
+}
+
 fn startup(objects: &Objects, agent: &Value) -> Option<Finding> {
     let liveness = agent.get("livenessProbe")?;
+    // `check live` is content with whatever waits or starts; where another liveness is found, the mend of that is this one's too.
+    let is_content = asked(liveness) == Some("live") || objects.has_convene() && needs_others(liveness);
+    if agent.get("startupProbe").is_none() && is_content {
+        return None;
+    }
     let probe = agent.get("startupProbe").unwrap_or(liveness);
     let every = number(probe, "/periodSeconds").unwrap_or(10);
     let given =
@@ -55,20 +78,7 @@ fn startup(objects: &Objects, agent: &Value) -> Option<Finding> {
 }
 
 fn liveness(objects: &Objects, agent: &Value) -> Option<Finding> {
-    let probe = agent.get("livenessProbe")?;
-    let words: Vec<&str> = list(probe, "/exec/command").filter_map(Value::as_str).collect();
-    let needs_others = match asked(probe) {
-        Some(what) => what != "live",
-        None => {
-            let said = words.join(" ");
-            ["status/leader", "consul members", "operator raft", "catalog", "health"]
-                .iter()
-                .any(|call| said.contains(call))
-        }
-    };
-    if !needs_others {
-        return None;
-    }
+    let probe = agent.get("livenessProbe").filter(|probe| needs_others(probe))?;
     let why = "without a leader every server is ended again and again, and none lives long enough to be elected";
     let asks = match objects.has_convene() {
         true => format!(r#""exec":{{"command":["{CONVENE}","check","live"]}}"#),
@@ -76,7 +86,7 @@ fn liveness(objects: &Objects, agent: &Value) -> Option<Finding> {
         false => r#""exec":null,"httpGet":{"path":"/v1/status/leader","port":8500}"#.to_owned(),
     };
     let change = format!(r#""livenessProbe":{{{asks},"timeoutSeconds":5,"failureThreshold":6}}"#);
-    found(objects, "liveness-probe", format!("its livenessProbe is {}", words.join(" ")), why, &change)
+    found(objects, "liveness-probe", format!("its livenessProbe is {}", words(probe)), why, &change)
 }
 
 fn readiness(objects: &Objects, agent: &Value) -> Option<Finding> {
@@ -89,11 +99,11 @@ fn readiness(objects: &Objects, agent: &Value) -> Option<Finding> {
     };
     let why = "a rollout or a drain goes on to the next server before this one votes again: two at once may be away, which is the quorum";
     let command = match objects.has_convene() {
-        true => format!(r#"["{CONVENE}","check","ready","--wait=2900ms"]"#),
+        true => format!(r#"["{CONVENE}","check","ready","--wait=1900ms"]"#),
         false => r#"["consul","operator","raft","list-peers"]"#.to_owned(),
     };
     let change = format!(
-        r#""readinessProbe":{{"exec":{{"command":{command}}},"httpGet":null,"tcpSocket":null,"periodSeconds":3,"timeoutSeconds":5}}"#
+        r#""readinessProbe":{{"exec":{{"command":{command}}},"httpGet":null,"tcpSocket":null,"periodSeconds":2,"timeoutSeconds":5,"failureThreshold":3}}"#
     );
     found(objects, "readiness-probe", what, why, &change)
 }
