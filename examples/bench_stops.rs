@@ -14,11 +14,12 @@
 mod support;
 
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::figures::{self, sorted};
+use support::kubernetes::followed::Followed;
 use support::kubernetes::namespace::{Namespace, SERVERS, is_ready, server};
 use support::kubernetes::source::Source;
 use support::kubernetes::watcher::{Seen, while_watched};
@@ -26,7 +27,8 @@ use support::kubernetes::{Given, nodes, restricted};
 
 /// Of each disturbance, when nobody says otherwise.
 const RUNS: usize = 5;
-/// How often is asked whether all is well again.
+/// How often is asked whether all vote again, once all are Ready: before, the questions would take the time of two cores from what is
+/// measured.
 const ASK: Duration = Duration::from_millis(100);
 /// A guard against hanging, no measure: the usual pattern needs more than a minute.
 const HANG: Duration = Duration::from_secs(300);
@@ -181,16 +183,22 @@ fn settle_neighbours(namespace: &Namespace) {
 /// One run, from the order until all is well again.
 fn disturb(namespace: &Namespace, disturbance: Disturbance, count: usize) -> Ran {
     let (took, seen) = while_watched(namespace, count, || {
-        let before = namespace.lives(SERVERS);
+        let followed = namespace.follow(SERVERS);
+        let begun = Instant::now();
+        while followed.pods().len() < count {
+            assert!(begun.elapsed() < HANG, "the Pods are not told of");
+            followed.changed(ASK);
+        }
+        let before = followed.uids();
         if disturbance == Disturbance::Slept {
             namespace.kubectl(&["scale", "statefulset", "consul-server", "--replicas=0"]);
             namespace.wait_for("no Pods", || namespace.pods(SERVERS).is_empty());
         }
         let begun = Instant::now();
         order(namespace, disturbance);
-        while !is_well(namespace, disturbance, count, &before) {
+        while !is_well(namespace, &followed, disturbance, count, &before) {
             assert!(begun.elapsed() < HANG, "{} is not over", disturbance.name());
-            std::thread::sleep(ASK);
+            followed.changed(ASK);
         }
         begun.elapsed()
     });
@@ -212,17 +220,14 @@ fn order(namespace: &Namespace, disturbance: Disturbance) {
 /// All that were to go are new, all are Ready, and all vote.
 fn is_well(
     namespace: &Namespace,
+    followed: &Followed,
     disturbance: Disturbance,
     count: usize,
-    before: &BTreeMap<String, (String, u64)>,
+    before: &BTreeSet<String>,
 ) -> bool {
-    let new = namespace
-        .lives(SERVERS)
-        .iter()
-        .filter(|(pod, life)| before.get(*pod).is_none_or(|old| old.0 != life.0))
-        .count();
+    let new = followed.uids().difference(before).count();
     let wanted = if disturbance == Disturbance::TwoDeleted { 2 } else { count };
-    let pods = namespace.pods(SERVERS);
+    let pods = followed.pods();
     new == wanted
         && pods.len() == count
         && pods.iter().all(is_ready)

@@ -5,6 +5,7 @@
 //! once a process. It never touches anything outside the namespaces that it made, and fails by panicking.
 
 pub mod breaking;
+pub mod followed;
 pub mod image;
 pub mod machine;
 pub mod namespace;

@@ -4,6 +4,7 @@
 //! to Kubernetes, and to the agents through its API. When the test fails, what the Pods logged is kept before all is removed.
 
 use super::super::skip::needs_cluster_tool;
+use super::followed::Followed;
 use super::image::Images;
 use super::proxy::{ANSWER, Proxy};
 use super::secured::Secured;
@@ -260,6 +261,11 @@ impl Namespace {
         let selector = selector.replace('=', "%3D").replace('/', "%2F").replace(',', "%2C").replace('!', "%21");
         let found = self.get(&format!("pods?labelSelector={selector}"));
         found.and_then(|found| found["items"].as_array().cloned()).unwrap_or_default()
+    }
+
+    /// The same as they change.
+    pub fn follow(&self, selector: &str) -> Followed {
+        Followed::new(&self.name, selector)
     }
 
     /// Each such Pod's UID and restarts, by its name.

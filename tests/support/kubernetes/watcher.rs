@@ -15,8 +15,8 @@ const FOLDER: &str = "watched";
 const PACE: Duration = Duration::from_millis(50);
 /// After this a client asks another server.
 const PATIENCE: Duration = Duration::from_millis(600);
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at the configurations: a server that has lost its vote is without it for seconds.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What was seen.
 #[derive(Debug)]
@@ -78,26 +78,38 @@ fn write(namespace: &Namespace, count: usize, over: &AtomicBool) -> (BTreeSet<St
 fn look(namespace: &Namespace, count: usize, over: &AtomicBool) -> (usize, usize) {
     let (mut fewest, mut away) = (count, 0);
     let mut once_ready = BTreeSet::new();
+    let followed = namespace.follow(SERVERS);
+    // Whom nobody has told of yet is not away.
+    while followed.pods().len() < count && !over.load(Ordering::SeqCst) {
+        followed.changed(LOOK);
+    }
+    let mut looked = None::<Instant>;
     while !over.load(Ordering::SeqCst) {
-        // As each one has it: the smallest configuration that anybody acts on.
-        for ordinal in 0..count {
-            let path = "/v1/operator/raft/configuration?stale";
-            let answer = namespace.agent_within(PATIENCE, &server(ordinal), "GET", path, "");
-            let listed: Option<Value> =
-                answer.filter(|(status, _)| *status == 200).and_then(|(_, body)| serde_json::from_str(&body).ok());
-            let servers = listed.and_then(|listed| listed["Servers"].as_array().cloned());
-            let voters = servers.map(|all| all.iter().filter(|one| one["Voter"] == true).count());
-            fewest = fewest.min(voters.filter(|voters| *voters > 0).unwrap_or(count));
+        if looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            looked = Some(Instant::now());
+            fewest = fewest.min(fewest_voters(namespace, count));
         }
         // A moment without a leader on a busy machine takes nobody away.
-        let pods = namespace.pods(SERVERS);
+        let pods = followed.changed(LOOK);
         let uid = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         once_ready.extend(pods.iter().filter(|pod| is_ready(pod)).map(uid));
         let there = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null() && once_ready.contains(&uid(pod));
         away = away.max(count.saturating_sub(pods.iter().filter(there).count()));
-        std::thread::sleep(LOOK);
     }
     (fewest, away)
+}
+
+/// As each one has it: the smallest configuration that anybody acts on.
+fn fewest_voters(namespace: &Namespace, count: usize) -> usize {
+    let voters = |ordinal| {
+        let path = "/v1/operator/raft/configuration?stale";
+        let (_, body) =
+            namespace.agent_within(PATIENCE, &server(ordinal), "GET", path, "").filter(|(status, _)| *status == 200)?;
+        let listed: Value = serde_json::from_str(&body).ok()?;
+        let voters = listed["Servers"].as_array()?.iter().filter(|one| one["Voter"] == true).count();
+        Some(voters).filter(|voters| *voters > 0)
+    };
+    (0..count).filter_map(voters).min().unwrap_or(count)
 }
 
 // === impl Seen ===
