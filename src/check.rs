@@ -28,7 +28,7 @@ pub const MAX_TRAILING_LOGS: u64 = 250;
 
 /// How long after its container's start an agent may go without an API, in which it restores what it had: as long as a startupProbe
 /// would give it. With one kubelet asks for readiness up to 2 s later (1.34: its next round, then the startup probe's, then its own again).
-const STARTS: Duration = Duration::from_mins(15);
+const STARTS: Duration = Duration::from_secs(900);
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
