@@ -83,7 +83,7 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
     match agent.leader().await {
         Ok(_) | Err(ApiError::Status { .. }) => {}
         // It opens its API last. One that hangs has it open.
-        Err(ApiError::Refused { .. }) if life::of_container().is_some_and(|age| age < STARTS) => {
+        Err(ApiError::Refused { .. }) if may_start(local, life::of_container()) => {
             return Ok("live: the agent starts, and has not opened its API yet".to_owned());
         }
         Err(error) => return Err(format!("not live: {error}")),
@@ -94,6 +94,11 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
         }
         _ => Ok("live: the agent answers".to_owned()),
     }
+}
+
+/// A server of a StatefulSet whose volume convene has prepared, in a container of that age. A client restores nothing.
+fn may_start(local: &Local, age: Option<Duration>) -> bool {
+    local.seat.is_some() && local.data_dir.join("convene/record.json").is_file() && age.is_some_and(|age| age < STARTS)
 }
 
 /// With what convene beside the agent knows.

@@ -32,7 +32,8 @@ fn since_start(proc: &Path) -> Option<Duration> {
     let (_, rest) = stat.rsplit_once(')')?;
     let started: f64 = rest.split_whitespace().nth(22 - 3)?.parse().ok()?;
     let up: f64 = read_to_string(proc.join("uptime")).ok()?.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64((up - started / 100.0).max(0.0)).ok()
+    // Where a container is shown an uptime of its own nothing can be told. A hundredth may be rounded the other way.
+    Some(up - started / 100.0).filter(|age| *age > -1.0).and_then(|age| Duration::try_from_secs_f64(age.max(0.0)).ok())
 }
 
 fn in_table(table: &str, port: u16, addresses: &[IpAddr]) -> Option<String> {
@@ -96,6 +97,7 @@ mod tests {
         let stat = "1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 9 0 123450 1263992832";
         assert_eq!(age(stat, "1300.75 2000.00\n"), Some(Duration::from_millis(66_250)));
         assert_eq!(age(stat, "1234.49 2000.00\n"), Some(Duration::ZERO), "rounded the other way");
+        assert_eq!(age(stat, "30.0 30.0"), None, "the container's own uptime");
         assert_eq!(age("1 (a) S", "1.0 1.0"), None);
         assert_eq!(age(stat, ""), None);
         assert_eq!(since_start(Path::new("/nowhere")), None);
