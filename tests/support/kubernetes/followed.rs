@@ -1,7 +1,7 @@
 //! The Pods of a namespace as they change: Kubernetes tells them. Whoever asks 20 times a second instead takes a tenth of a second or
 //! more of a small machine's each second from what is measured (a formation took 0.7 s longer, of 6 s).
 //!
-//! Takes a namespace and a label selector; gives the Pods as they are, with all changes in their order. Ends with the value.
+//! Takes a namespace and a label selector; gives the Pods as they are. Panics once nobody tells any more. Ends with the value.
 
 use super::kubectl;
 use serde_json::Value;
@@ -22,6 +22,7 @@ pub struct Followed {
 struct Seen {
     pods: BTreeMap<String, Value>,
     changes: u64,
+    ended: bool,
 }
 
 // === impl Followed ===
@@ -37,7 +38,10 @@ impl Followed {
         let here = Arc::clone(&seen);
         std::thread::spawn(move || {
             for event in serde_json::Deserializer::from_reader(told).into_iter::<Value>() {
-                let Ok(mut event) = event else { return };
+                let Ok(mut event) = event else { break };
+                if event["type"] == "ERROR" {
+                    break;
+                }
                 let pod = event["object"].take();
                 let mut seen = here.0.lock().unwrap();
                 let uid = text(&pod["metadata"]["uid"]);
@@ -49,6 +53,8 @@ impl Followed {
                 seen.changes += 1;
                 here.1.notify_all();
             }
+            here.0.lock().unwrap().ended = true;
+            here.1.notify_all();
         });
         Self { process, seen }
     }
@@ -67,12 +73,16 @@ impl Followed {
     pub fn changed(&self, within: Duration) -> Vec<Value> {
         let seen = self.lock();
         let before = seen.changes;
-        let (seen, _) = self.seen.1.wait_timeout_while(seen, within, |seen| seen.changes == before).unwrap();
+        let (seen, _) =
+            self.seen.1.wait_timeout_while(seen, within, |seen| seen.changes == before && !seen.ended).unwrap();
         seen.pods.values().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.0.lock().unwrap()
+        let seen = self.seen.0.lock().unwrap();
+        // Pods that stay as they were would be taken for well.
+        assert!(!seen.ended, "kubectl's watch of the Pods ended");
+        seen
     }
 }
 
