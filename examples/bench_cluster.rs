@@ -11,7 +11,6 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use serde_json::Value;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -92,33 +91,26 @@ fn measure(source: &Source) -> Took {
     let followed = namespace.follow(SERVERS);
     let begun = Instant::now();
     let mut apply = Namespace::start_apply(&overlay);
-    let mut still_well = |what: &str| {
-        assert!(begun.elapsed() < HANG, "{source:?} has not come together: {what}");
-        assert!(apply.try_wait().unwrap().is_none_or(|status| status.success()), "kubectl apply failed");
-    };
-    let all_ready = |pods: &[Value]| pods.len() == 3 && pods.iter().all(is_ready);
-    let (mut ready, mut voters) = (begun.elapsed(), None);
-    while voters.is_none() {
-        let mut was_away = false;
-        while !all_ready(&followed.pods()) {
-            was_away = true;
-            still_well("not all are Ready");
+    let mut all_ready = None;
+    let (ready, voters) = loop {
+        let pods = followed.pods();
+        if pods.len() == 3 && pods.iter().all(is_ready) {
+            let ready = *all_ready.get_or_insert_with(|| begun.elapsed());
+            if namespace.voters(&server(0)).len() == 3 {
+                break (ready, begun.elapsed());
+            }
+            std::thread::sleep(ASK);
+        } else {
+            all_ready = None;
             followed.changed(ASK);
         }
-        if was_away {
-            ready = begun.elapsed();
-        }
-        if namespace.voters(&server(0)).len() == 3 {
-            voters = Some(begun.elapsed());
-        } else {
-            still_well("not all vote");
-            std::thread::sleep(ASK);
-        }
-    }
+        assert!(begun.elapsed() < HANG, "{source:?} has not come together");
+        assert!(apply.try_wait().unwrap().is_none_or(|status| status.success()), "kubectl apply failed");
+    };
     assert!(apply.wait().unwrap().success(), "kubectl apply failed");
     let resident = resident(&namespace);
     namespace.remove_wholly();
-    Took { ready, voters: voters.unwrap(), resident }
+    Took { ready, voters, resident }
 }
 
 fn resident(namespace: &Namespace) -> Option<u64> {

@@ -182,13 +182,7 @@ fn settle_neighbours(namespace: &Namespace) {
 
 /// One run, from the order until all is well again.
 fn disturb(namespace: &Namespace, disturbance: Disturbance, count: usize) -> Ran {
-    let (took, seen) = while_watched(namespace, count, || {
-        let followed = namespace.follow(SERVERS);
-        let begun = Instant::now();
-        while followed.pods().len() < count {
-            assert!(begun.elapsed() < HANG, "the Pods are not told of");
-            followed.changed(ASK);
-        }
+    let (took, seen) = while_watched(namespace, count, |followed| {
         let before = followed.uids();
         if disturbance == Disturbance::Slept {
             namespace.kubectl(&["scale", "statefulset", "consul-server", "--replicas=0"]);
@@ -196,7 +190,7 @@ fn disturb(namespace: &Namespace, disturbance: Disturbance, count: usize) -> Ran
         }
         let begun = Instant::now();
         order(namespace, disturbance);
-        while !is_well(namespace, &followed, disturbance, count, &before) {
+        while !is_well(namespace, followed, disturbance, count, &before) {
             assert!(begun.elapsed() < HANG, "{} is not over", disturbance.name());
             followed.changed(ASK);
         }

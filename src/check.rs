@@ -11,6 +11,7 @@ mod ready;
 pub(crate) use own::go_duration;
 
 use crate::api::consul::{Agent, AgentSelf, ApiError};
+use crate::record;
 use crate::record::lock::Lock;
 use crate::record::recovering::held;
 use crate::record::remembered::not_joined;
@@ -98,7 +99,7 @@ async fn live(local: &Local, agent: &Agent) -> Result<String, String> {
 
 /// A server of a StatefulSet whose volume convene has prepared, in a container of that age. A client restores nothing.
 fn may_start(local: &Local, age: Option<Duration>) -> bool {
-    local.seat.is_some() && local.data_dir.join("convene/record.json").is_file() && age.is_some_and(|age| age < STARTS)
+    local.seat.is_some() && record::path(&local.data_dir).is_file() && age.is_some_and(|age| age < STARTS)
 }
 
 /// With what convene beside the agent knows.

@@ -61,4 +61,5 @@ pub mod dial;
 pub mod events;
 pub mod exit;
 pub mod log;
+pub mod process;
 pub mod time;

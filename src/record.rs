@@ -32,6 +32,11 @@ pub const VERSION: u32 = 1;
 /// Our folder in the data folder.
 pub const FOLDER: &str = "convene";
 const RECORD: &str = "record.json";
+
+/// Where the record is on a volume.
+pub fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join(FOLDER).join(RECORD)
+}
 const NODE_ID: &str = "node-id";
 const ASIDE: &str = "aside";
 /// What Consul keeps of a cluster.

@@ -15,8 +15,8 @@ use crate::api::kube::Event;
 use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
 use crate::init::{Prepared, claims, millis, prepare, settings_failure, volume_failure};
-use crate::record::Volume;
 use crate::record::lock::Held;
+use crate::record::{self, Volume};
 use crate::render::How;
 use crate::settings::supervision::Supervision;
 use crate::settings::{Leave, Local, Node, Role, Stop, Survey};
@@ -203,7 +203,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     let volume = Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
     let record = volume.read().map_err(|error| volume_failure(&error))?.record;
     let record = record.ok_or_else(|| {
-        let file = local.data_dir.join("convene/record.json");
+        let file = record::path(&local.data_dir);
         let mend = "convene init must run before it, as an init container on the same volume";
         Failure::new(Code::NotNow, format!("there is no {} to watch by: {mend}", file.display()))
     })?;

@@ -6,6 +6,7 @@
 //! when it started. `None` where nobody listens there, or where the kernel does not say. How long the container runs is the age of its
 //! first process.
 
+use crate::process::field;
 use std::fs::read_to_string;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -27,10 +28,7 @@ pub fn of_container() -> Option<Duration> {
 /// Field 22 of proc_pid_stat(5) counts the hundredths of a second (`USER_HZ`) from the machine's start to the process's, proc_uptime(5)
 /// begins with the seconds since the machine's start.
 fn since_start(proc: &Path) -> Option<Duration> {
-    let stat = read_to_string(proc.join("1/stat")).ok()?;
-    // The name is in parentheses and may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let started: f64 = rest.split_whitespace().nth(22 - 3)?.parse().ok()?;
+    let started: f64 = field(&std::fs::read(proc.join("1/stat")).ok()?, 22)?;
     let up: f64 = read_to_string(proc.join("uptime")).ok()?.split_whitespace().next()?.parse().ok()?;
     // Where a container is shown an uptime of its own nothing can be told. A hundredth may be rounded the other way.
     Some(up - started / 100.0).filter(|age| *age > -1.0).and_then(|age| Duration::try_from_secs_f64(age.max(0.0)).ok())

@@ -27,7 +27,10 @@ pub const CHECKS: &[(&str, &str)] = &[
     (raft::LEADER, "no leader is known, and how many voters answer of those that are needed"),
     (raft::ONE_CLUSTER, "the servers are of two clusters, by its ID, its raft peers, its datacenter or its leader"),
     (raft::VOTERS, "fewer servers vote than there are, an even number, or one has no vote"),
-    (raft::LAG, "a server's log is behind the leader's, or autopilot has it for unhealthy for 6 s or longer"),
+    (
+        raft::LAG,
+        "a server's log is behind the leader's, or autopilot has it for unhealthy, still when doctor has waited for 6 s",
+    ),
     (
         raft::STALE_PEER,
         "a raft peer is no server any more: outside of the StatefulSet, or with a node ID that nobody has",

@@ -9,6 +9,7 @@
 use super::facts::Facts;
 use super::{RecoverError, World};
 use crate::claim::Step;
+use crate::process::field;
 use crate::record::recovering::{Copied, Kept, Pending};
 use crate::settings::recovering::Peer;
 use crate::time;
@@ -122,9 +123,8 @@ async fn keep_configuration(world: &World, facts: &Facts, kept: &Kept, pending: 
 
 /// Whether `convene run` started the agent, and starts it again; else its container ends with it, and this program.
 fn is_supervised(agent: Pid) -> bool {
-    // "8 (consul) S 1 …": the name may hold anything, and after it come the state and the parent.
-    let stat = std::fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
-    let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)).unwrap_or_default();
+    let stat = std::fs::read(format!("/proc/{agent}/stat")).unwrap_or_default();
+    let Some(parent) = field::<i32>(&stat, 4) else { return false };
     std::fs::read_to_string(format!("/proc/{parent}/comm")).is_ok_and(|name| name.trim_end() == "convene")
 }
 

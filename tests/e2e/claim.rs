@@ -59,7 +59,7 @@ fn a_cluster_is_claimed_with_its_expect_and_its_voters() {
 fn a_server_that_lost_its_disk_has_its_predecessor_removed_and_votes_again(test: &str, folder: Folder) {
     let (namespace, voters) = claimed(test, &folder.source());
     let before = namespace.lives(SERVERS);
-    let (took, written) = while_watched(&namespace, 3, || {
+    let (took, written) = while_watched(&namespace, 3, |_| {
         let begun = Instant::now();
         namespace.kubectl(&["delete", "persistentvolumeclaim", "data-consul-server-1", "--wait=false"]);
         namespace.kubectl(&["delete", "pod", &server(1), "--wait=false"]);

@@ -222,7 +222,7 @@ fn gone_with_its_namespace(test: &str, source: &Source) -> Vec<String> {
 /// Does something while a client writes; prints what it noticed, and nothing that was acknowledged may be lost.
 pub fn watched(namespace: &Namespace, count: usize, done: impl FnOnce()) -> Seen {
     let begun = Instant::now();
-    let (took, seen) = while_watched(namespace, count, || {
+    let (took, seen) = while_watched(namespace, count, |_| {
         done();
         begun.elapsed()
     });

@@ -208,17 +208,24 @@ pub(super) fn stale(seen: &Seen, server: &RaftServer) -> Option<String> {
     })
 }
 
+/// The servers in autopilot's state.
+fn piloted(state: &Value) -> impl Iterator<Item = &Value> {
+    state.get("Servers").and_then(Value::as_object).into_iter().flat_map(|servers| servers.values())
+}
+
+fn is_unhealthy(server: &Value) -> bool {
+    server.get("Healthy").and_then(Value::as_bool) == Some(false)
+}
+
 /// Autopilot asks all servers in one round, so that their indexes can be compared.
 fn lag(seen: &Seen, state: &Value, report: &mut Report) {
-    let servers = || state.get("Servers").and_then(Value::as_object).into_iter().flat_map(|servers| servers.values());
     let index = |server: &Value| server.get("LastIndex").and_then(Value::as_u64).unwrap_or_default();
     let leads = |server: &&Value| text(state, "/Leader").is_some_and(|leader| text(server, "/ID") == Some(leader));
-    let Some(leader) = servers().find(leads).map(index) else { return };
-    for server in servers() {
+    let Some(leader) = piloted(state).find(leads).map(index) else { return };
+    for server in piloted(state) {
         let name = text(server, "/Name").unwrap_or_default();
         let alive = seen.member(name).is_none_or(crate::api::consul::Member::is_alive);
         let behind = leader.saturating_sub(index(server));
-        let well = server.get("Healthy").and_then(Value::as_bool) != Some(false);
         let mend = format!(
             "kubectl logs {name} --tail=20        # a slow disk or network, or a restore\nkubectl exec {name} -- /convene/convene doctor    # looks at its data folder"
         );
@@ -229,7 +236,7 @@ fn lag(seen: &Seen, state: &Value, report: &mut Report) {
                 format!("its log is {behind} entries behind the leader's, and up to {MAX_TRAILING_LOGS} are usual");
             let why = "while it is behind it cannot lead, and counts for little when another server fails";
             report.findings.push(about(LAG, name, what, why, mend));
-        } else if !well {
+        } else if is_unhealthy(server) {
             let what = format!("autopilot has it for unhealthy{}", since(seen, server));
             let why = "it cannot take the leader's place";
             report.findings.push(about(LAG, name, what, why, mend));
@@ -239,12 +246,10 @@ fn lag(seen: &Seen, state: &Value, report: &mut Report) {
 
 /// Autopilot has a server for unhealthy, and had it for healthy, or did not know it, less than `within` ago.
 pub(super) fn has_just_changed(state: &Value, now: Timestamp, within: Duration) -> bool {
-    let servers = state.get("Servers").and_then(Value::as_object);
-    servers.into_iter().flat_map(|servers| servers.values()).any(|server| {
+    piloted(state).filter(|server| is_unhealthy(server)).any(|server| {
         let since = text(server, "/StableSince").and_then(|at| at.parse::<Timestamp>().ok());
         // The leader's clock may be ahead of ours.
-        server.get("Healthy").and_then(Value::as_bool) == Some(false)
-            && since.is_some_and(|since| now.duration_since(since).unsigned_abs() < within)
+        since.is_some_and(|since| now.duration_since(since).unsigned_abs() < within)
     })
 }
 

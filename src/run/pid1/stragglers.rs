@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs;
 
+use crate::process::field;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getpid};
 
@@ -83,12 +84,8 @@ pub(super) fn stat(pid: Pid) -> Option<Stat> {
 }
 
 fn read_stat(line: &[u8]) -> Option<Stat> {
-    // The name is in parentheses and may hold anything, so count from the last one.
-    let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(line.get(end_of_name + 1..)?).ok()?;
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let number = |field: usize| fields.get(field - 3)?.parse::<i32>().ok();
-    Some(Stat { parent: Pid::from_raw(number(4)?), group: Pid::from_raw(number(5)?), exit_code: number(52)? })
+    let parent = Pid::from_raw(field(line, 4)?);
+    Some(Stat { parent, group: Pid::from_raw(field(line, 5)?), exit_code: field(line, 52)? })
 }
 
 #[cfg(test)]

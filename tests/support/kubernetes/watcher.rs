@@ -4,6 +4,7 @@
 //! Takes the namespace and how many servers there are; gives the acknowledged keys, the longest time without one, the fewest
 //! voters and the most servers that were away at once. A write without an answer is evidence of nothing.
 
+use super::followed::Followed;
 use super::namespace::{Namespace, SERVERS, is_ready, server};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -34,14 +35,17 @@ pub struct Seen {
 /// Ends the threads also when what is done meanwhile panics.
 struct Ending<'a>(&'a AtomicBool);
 
-/// Does something while the servers are watched.
-pub fn while_watched<T>(namespace: &Namespace, count: usize, done: impl FnOnce() -> T) -> (T, Seen) {
+/// Does something while the servers are watched, which are followed for it too.
+pub fn while_watched<T>(namespace: &Namespace, count: usize, done: impl FnOnce(&Followed) -> T) -> (T, Seen) {
+    let followed = namespace.follow(SERVERS);
+    // Whom nobody has told of yet is not away.
+    namespace.wait_for("the Pods to be told of", || followed.pods().len() == count);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| write(namespace, count, &over));
-        let looker = scope.spawn(|| look(namespace, count, &over));
+        let looker = scope.spawn(|| look(namespace, &followed, count, &over));
         let ending = Ending(&over);
-        let done = done();
+        let done = done(&followed);
         drop(ending);
         let (keys, gap) = writer.join().unwrap();
         let (fewest_voters, most_away) = looker.join().unwrap();
@@ -75,14 +79,9 @@ fn write(namespace: &Namespace, count: usize, over: &AtomicBool) -> (BTreeSet<St
     (keys, gap.max(last.elapsed()))
 }
 
-fn look(namespace: &Namespace, count: usize, over: &AtomicBool) -> (usize, usize) {
+fn look(namespace: &Namespace, followed: &Followed, count: usize, over: &AtomicBool) -> (usize, usize) {
     let (mut fewest, mut away) = (count, 0);
     let mut once_ready = BTreeSet::new();
-    let followed = namespace.follow(SERVERS);
-    // Whom nobody has told of yet is not away.
-    while followed.pods().len() < count && !over.load(Ordering::SeqCst) {
-        followed.changed(LOOK);
-    }
     let mut looked = None::<Instant>;
     while !over.load(Ordering::SeqCst) {
         if looked.is_none_or(|at| at.elapsed() >= LOOK) {
