@@ -876,6 +876,21 @@ fn a_server_that_was_dead_before_is_waited_for_a_moment_and_then_the_stop_goes_o
 }
 
 #[test]
+fn others_that_are_all_late_are_waited_for_and_others_that_all_refuse_are_not() {
+    let mut scene = Scene::new(3);
+    scene.our_pod_is_deleted();
+    for other in [0, 1] {
+        scene.agent(other).always(Call::get("/v1/status/leader", Reply::Nothing));
+    }
+    let hook = scene.start_leave(&[], "120s");
+    hook.says("the stop waits: consul-server-0 is away");
+    [0, 1].into_iter().for_each(|other| scene.follows(other, Some(0)));
+    hook.ended().ends(0, &["restart", ": waited ", "is silent"]).never_says("in vain");
+    [0, 1].into_iter().for_each(|other| scene.end(other));
+    scene.leave(&[], "120s").ends(0, &["restart"]).never_says("waits");
+}
+
+#[test]
 fn a_raft_peer_without_a_vote_is_not_waited_for_and_waits_for_nobody() {
     let mut scene = Scene::new(3);
     scene.configuration(&[1]);

@@ -277,7 +277,7 @@ impl Stopper {
                 trouble.pass();
             }
             let waited = looked.get_or_insert_with(Instant::now).elapsed();
-            seen.look(&view, us);
+            seen.look(&view, us, waited);
             let (mut line, mut lacks) = (guard::waits_for(&view, us, &seen, waited), false);
             let late = Instant::now() >= seen.until(&view, first, last);
             // The agents are asked for it only when nobody else is waited for.
@@ -386,8 +386,8 @@ impl Stopper {
                     return Ok(Done::Stayed);
                 }
                 Ok(Ok(view)) => {
-                    seen.look(&view, self.us());
                     let waited = looked.get_or_insert_with(Instant::now).elapsed();
+                    seen.look(&view, self.us(), waited);
                     // One that comes back looks that nobody else is away, for as long as at any other restart. At another
                     // address a majority needs each other's votes to come back.
                     let waits = || guard::waits_for(&view, self.us(), &seen, waited);

@@ -34,13 +34,16 @@ pub struct Seen {
     dead: Option<BTreeMap<SocketAddr, bool>>,
     /// Those that were to go before us, whether they have or not.
     before: BTreeSet<SocketAddr>,
+    /// Since when no majority answers, as long after the first look.
+    lost: Option<Duration>,
 }
 
 // === impl Seen ===
 
 impl Seen {
-    /// Looks once more.
-    pub fn look(&mut self, view: &View, us: Us) {
+    /// Looks once more, so long after the first look.
+    pub fn look(&mut self, view: &View, us: Us, waited: Duration) {
+        self.lost = is_lost(view, |voter| voter.answers).then(|| self.lost.unwrap_or(waited));
         let away = || view.others.iter().filter(|voter| !voter.is_healthy());
         let dead = self.dead.get_or_insert_with(|| away().map(|voter| (voter.address, false)).collect());
         // One that is well again, or that comes back in a new Pod, is no dead one.
@@ -83,8 +86,9 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     if let Some(voter) = view.others.iter().filter(lives).find(|voter| voter.withdrawn) {
         return Some(format!("{} is about to stop", voter.name()));
     }
-    // It is lost already, with us and without.
-    if (view.others.iter().filter(|voter| voter.answers).count() + 1) * 2 <= view.count() {
+    // It is lost already, with us and without. A machine that has no time for a moment, ours too, makes all of them late at once.
+    let endures = seen.lost.is_some_and(|since| waited.saturating_sub(since) >= DEAD);
+    if endures || is_lost(view, |voter| voter.answers || voter.late) {
         return None;
     }
     let first = |voter: &&Voter| !us.withdrawn && is_going(voter) && comes_first(voter, view, us);
@@ -101,6 +105,11 @@ pub fn lacks(view: &View, behind: &BTreeSet<SocketAddr>) -> Option<String> {
     let voter = view.others.iter().find(|voter| behind.contains(&voter.address))?;
     (able * 2 <= view.count())
         .then(|| format!("{} lacks what the leader's log has, and without us no majority has it", voter.name()))
+}
+
+/// Whether those that are here, we among them, are no majority.
+fn is_lost(view: &View, is_here: impl Fn(&Voter) -> bool) -> bool {
+    (view.others.iter().filter(|voter| is_here(voter)).count() + 1) * 2 <= view.count()
 }
 
 /// Whether a majority of the voters stops at once: others do, and we too.
@@ -146,7 +155,7 @@ mod tests {
 
     fn seen_by(ordinal: u32, looks: &[View]) -> Seen {
         let mut seen = Seen::default();
-        looks.iter().for_each(|view| seen.look(view, us(ordinal)));
+        looks.iter().for_each(|view| seen.look(view, us(ordinal), NOW));
         seen
     }
 
@@ -289,6 +298,29 @@ mod tests {
         assert!(waits(&two_of_four, &[], NOW).is_some());
         let an_election = view(1, vec![voter(0).astray(), voter(2).away()]);
         assert!(waits(&an_election, &[], NOW).is_some(), "two of three are there");
+    }
+
+    #[test]
+    fn a_quorum_whose_servers_are_only_late_is_waited_for_a_moment_and_one_that_refuses_is_lost() {
+        let both_late = || view(1, vec![voter(0).late(), voter(2).late()]);
+        let well = || view(1, vec![voter(0), voter(2)]);
+        let mut seen = Seen::default();
+        let mut after = |view: &View, waited: Duration| {
+            seen.look(view, us(1), waited);
+            waits_for(view, us(1), &seen, waited)
+        };
+        let long = DEAD * 3;
+        assert_eq!(after(&well(), NOW), None);
+        assert!(after(&both_late(), long).unwrap().contains("consul-server-0 is away"), "since then only");
+        assert!(after(&both_late(), long + DEAD - Duration::from_millis(1)).is_some());
+        assert_eq!(after(&both_late(), long + DEAD), None, "it endures");
+        assert_eq!(after(&well(), long * 2), None);
+        assert!(after(&both_late(), long * 2).is_some(), "late anew");
+        assert!(
+            after(&view(1, vec![voter(0).away(), voter(2).late()]), long * 2).is_some(),
+            "two of three may be there"
+        );
+        assert_eq!(after(&view(1, vec![voter(0).away(), voter(2).away()]), long * 2), None);
     }
 
     #[test]

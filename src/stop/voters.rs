@@ -53,6 +53,8 @@ pub struct Voter {
     pub away: Option<String>,
     /// It answers, whomever it follows: in an election no two need agree.
     pub answers: bool,
+    /// It did not answer in time, which a machine that is busy for a moment does not do either; nobody refused.
+    pub late: bool,
     /// Its Pod is being deleted.
     pub terminating: bool,
     /// And it was taken out of its own Service, right before its end.
@@ -107,6 +109,8 @@ enum Away {
     Follows(Option<SocketAddr>),
     /// It does not answer, for this reason.
     Silent(String),
+    /// It has not answered in time.
+    Late(String),
 }
 
 impl std::fmt::Display for Away {
@@ -114,7 +118,7 @@ impl std::fmt::Display for Away {
         match self {
             Self::Follows(Some(leader)) => write!(f, "it follows {leader}"),
             Self::Follows(None) => f.write_str("it knows no leader"),
-            Self::Silent(why) => f.write_str(why),
+            Self::Silent(why) | Self::Late(why) => f.write_str(why),
         }
     }
 }
@@ -241,7 +245,8 @@ impl Asker {
         Voter {
             address,
             ordinal: beside.and_then(Seat::of_pod).map(|seat| seat.ordinal),
-            answers: !matches!(away, Some(Away::Silent(_))),
+            answers: !matches!(away, Some(Away::Silent(_) | Away::Late(_))),
+            late: matches!(away, Some(Away::Late(_))),
             away: away.map(|away| away.to_string()),
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
             withdrawn: told.as_ref().is_some_and(Pod::is_withdrawn),
@@ -267,10 +272,11 @@ impl Asker {
                 Ok(theirs) if theirs == leader => None,
                 Ok(theirs) => Some(Away::Follows(theirs)),
                 Err(ApiError::Refused { .. }) if is_preparing(&mut open).await => silent("it is starting".to_owned()),
+                Err(error @ ApiError::Silent { .. }) => Some(Away::Late(error.to_string())),
                 Err(error) => silent(error.to_string()),
             }
         };
-        timeout(ASKED, asked).await.unwrap_or_else(|_| silent(format!("{address} is silent")))
+        timeout(ASKED, asked).await.unwrap_or_else(|_| Some(Away::Late(format!("{address} is silent"))))
     }
 
     /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before, and whether it did not tell just now: then as it was told
@@ -339,6 +345,7 @@ pub(crate) mod tests {
             ordinal: Some(ordinal),
             away: None,
             answers: true,
+            late: false,
             terminating: false,
             withdrawn: false,
             untold: false,
@@ -356,6 +363,11 @@ pub(crate) mod tests {
         /// One that does not answer.
         pub fn away(self) -> Self {
             Self { away: Some("it does not answer".to_owned()), answers: false, ..self }
+        }
+
+        /// One that has not answered in time.
+        pub fn late(self) -> Self {
+            Self { late: true, ..self.away() }
         }
 
         /// One that answers, and follows no leader or another.
