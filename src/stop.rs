@@ -12,6 +12,7 @@ pub mod lag;
 pub mod leave;
 pub mod look;
 pub mod steps;
+mod turn;
 pub mod voters;
 pub mod withdraw;
 

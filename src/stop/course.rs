@@ -11,11 +11,11 @@ use super::lag::Lag;
 use super::leave::{LeaveError, Leaver, leave, leave_gossip, stopping};
 use super::look::{CALL, Looker};
 use super::steps::{Steps, Wait};
+use super::turn::Turn;
 use super::voters::{Asker, View};
-use super::withdraw::{restore, withdraw};
 use super::{AFTER_HOOK, ENDING, RESERVE, gates, guard};
-use crate::api::consul::{Agent, ApiError, Peers};
-use crate::api::kube::{Event, Kube, KubeError, Timestamp};
+use crate::api::consul::{Agent, Peers};
+use crate::api::kube::{Event, Kube, Timestamp};
 use crate::exit::{Code, Failure, chain};
 use crate::record::Volume;
 use crate::settings::{Leave, Local, Role, Stop};
@@ -28,11 +28,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 /// How often a wait looks again.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// What kubelet, a machine that shuts down or an eviction gives without saying so.
 const CONTAINER: Duration = Duration::from_secs(10);
-/// How long calls may fail while we are out of our Service until the stop goes on as it is.
-const PASSING: Duration = Duration::from_secs(5);
 /// With less than this a leave, or a wait for another server, does not fit.
 const ENOUGH: Duration = Duration::from_secs(20);
 
@@ -180,7 +178,8 @@ impl Stopper {
             Action::Leave { gated: true } => self.leave_gated(begun, deadline, facts, known, steps).await,
             Action::AtOnce | Action::Stay { returns: false } => Ok(Done::Stayed),
             Action::Stay { returns: true } => {
-                if timeout_at(deadline - ENDING, self.guard(begun, deadline, steps)).await.is_err() {
+                let first = half(begun, deadline);
+                if timeout_at(deadline - ENDING, Turn::new(self, steps, first, deadline).wait()).await.is_err() {
                     steps.note("there was no time for more".to_owned());
                 }
                 Ok(Done::Stayed)
@@ -245,108 +244,8 @@ impl Stopper {
         }
     }
 
-    /// Waits until nobody else is away or about to stop, hands leadership over, and takes us out of our Service, which the others see;
-    /// then looks once more, since another one may have done so at the same moment, and only one of us goes.
-    async fn guard(&mut self, begun: Instant, deadline: Instant, steps: &mut Steps) {
-        let (mut wait, mut trouble): (Option<Wait>, _) = (None, Trouble::default());
-        // A second is kept for handing leadership over.
-        let last = deadline - ENDING * 2;
-        let first = half(begun, deadline).min(last);
-        let mut seen = guard::Seen::default();
-        let mut us = Us { withdrawn: self.looker.is_withdrawn(), ..self.us() };
-        // A change of our label that failed may have been made all the same.
-        let mut unsure = false;
-        let (mut handed_over, mut early) = (false, false);
-        let mut looked: Option<Instant> = None;
-        let mut lag = Lag::default();
-        loop {
-            let view = match self.asker.see().await {
-                Ok(view) => view,
-                // Who waits for somebody does not go because one question failed.
-                Err(error) if (us.withdrawn || wait.is_some()) && trouble.is_bearable(&error) => {
-                    sleep(LOOK).await;
-                    continue;
-                }
-                Err(error) => {
-                    steps.note(format!("nobody is waited for, since {error}"));
-                    break;
-                }
-            };
-            let untold = view.others.iter().any(|voter| voter.untold);
-            if !untold && !unsure {
-                trouble.pass();
-            }
-            let waited = looked.get_or_insert_with(Instant::now).elapsed();
-            seen.look(&view, us, waited);
-            let (mut line, mut lacks) = (guard::waits_for(&view, us, &seen, waited), false);
-            let late = Instant::now() >= seen.until(&view, first, last);
-            // The agents are asked for it only when nobody else is waited for.
-            if line.is_none() && !us.withdrawn && !late {
-                line = lag.waits_for(&self.asker, &view).await;
-                lacks = line.is_some();
-            }
-            if let Some(line) = &line {
-                let wait = wait.get_or_insert_with(Wait::begin);
-                wait.say("the stop waits", line.clone());
-                wait.in_vain = late;
-            }
-            // Leadership that came to us since is handed over first, which needs our Service.
-            let leads_since = us.withdrawn && view.we_lead() && !handed_over;
-            if !late && (line.is_some() || leads_since) {
-                // Another leader dials anew whom we do not reach.
-                if lacks && view.we_lead() && !early {
-                    early = true;
-                    self.hand_over(&view, deadline, steps).await;
-                    continue;
-                }
-                // Leadership may come again while we wait.
-                handed_over &= line.is_none();
-                if us.withdrawn || unsure {
-                    us.withdrawn = false;
-                    let restored = restore(&self.looker).await;
-                    unsure = restored
-                        .inspect_err(|error| trouble.say("the own Service leads nowhere while the stop waits", error))
-                        .is_err();
-                }
-                sleep(LOOK).await;
-                continue;
-            }
-            if us.withdrawn {
-                // Whether another one has withdrawn too is worth a moment.
-                if !late && untold && trouble.is_young() {
-                    sleep(LOOK).await;
-                    self.asker.forget().await;
-                    continue;
-                }
-                break;
-            }
-            // Once before the same withdrawal, however often that is tried.
-            if !unsure {
-                handed_over |= view.we_lead();
-                self.hand_over(&view, deadline, steps).await;
-            }
-            // Where nobody else votes nobody dials.
-            let Some(server) = self.stable.filter(|_| !view.others.is_empty()) else { break };
-            match withdraw(&self.looker, server, steps).await {
-                Ok(true) if !late => (us.withdrawn, unsure) = (true, false),
-                Ok(_) => break,
-                Err(error) => {
-                    trouble.say("the own Service may lead to nobody", &error);
-                    unsure = true;
-                    if late || !trouble.is_young() {
-                        break;
-                    }
-                    sleep(LOOK).await;
-                }
-            }
-            self.asker.forget().await;
-        }
-        if let Some(wait) = wait {
-            steps.note(wait.tell());
-        }
-    }
-
-    async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {
+    /// Hands leadership over, if it is ours, and notes what came of it.
+    pub(super) async fn hand_over(&self, view: &View, deadline: Instant, steps: &mut Steps) {
         if !view.we_lead() {
             return;
         }
@@ -464,38 +363,9 @@ impl Stopper {
         Ok(Done::Stayed)
     }
 
-    fn us(&self) -> Us {
+    /// As the guard knows us.
+    pub(super) fn us(&self) -> Us {
         Us { ordinal: self.asker.seat.as_ref().map(|seat| seat.ordinal), withdrawn: false }
-    }
-}
-
-/// Calls that fail between two looks at the others, which are worth another try for a moment.
-#[derive(Debug, Default)]
-struct Trouble {
-    since: Option<Instant>,
-    said: Option<Wait>,
-}
-
-// === impl Trouble ===
-
-impl Trouble {
-    /// It may pass; from the first time on that this is asked.
-    fn is_young(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() < PASSING
-    }
-
-    /// All is answered again.
-    fn pass(&mut self) {
-        self.since = None;
-    }
-
-    /// Whether our agent may answer yet.
-    fn is_bearable(&mut self, error: &ApiError) -> bool {
-        !matches!(error, ApiError::Refused { .. }) && self.is_young()
-    }
-
-    fn say(&mut self, what: &str, error: &KubeError) {
-        self.said.get_or_insert_with(Wait::begin).say(what, chain(error));
     }
 }
 

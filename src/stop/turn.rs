@@ -1,0 +1,223 @@
+//! The turn of a server that stops and will return.
+//!
+//! Takes a [`Stopper`], gives the moment at which its agent may be ended: nobody else is away or about to stop ([`guard`]), leadership is
+//! another's, our Service leads nowhere, which the others see, and a look after that says the same, since another one may have withdrawn at the
+//! same moment, and only one of us goes. Or the time for it is over. Decides nothing itself of whom to wait for.
+
+use super::ENDING;
+use super::course::{LOOK, Stopper};
+use super::guard::{self, Seen, Us};
+use super::lag::Lag;
+use super::steps::{Steps, Wait};
+use super::voters::View;
+use super::withdraw::{restore, withdraw};
+use crate::api::consul::ApiError;
+use crate::api::kube::KubeError;
+use crate::exit::chain;
+use std::ops::ControlFlow;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long calls may fail while we are out of our Service until the stop goes on as it is.
+const PASSING: Duration = Duration::from_secs(5);
+
+/// Another look is needed, or it is our turn.
+type Next = ControlFlow<()>;
+
+/// What is remembered from one look to the next.
+pub struct Turn<'a> {
+    stopper: &'a mut Stopper,
+    steps: &'a mut Steps,
+    deadline: Instant,
+    /// Nobody is waited for from a moment on that lies between these two.
+    first: Instant,
+    last: Instant,
+    /// When we looked first.
+    looked: Option<Instant>,
+    seen: Seen,
+    lag: Lag,
+    us: Us,
+    wait: Option<Wait>,
+    trouble: Trouble,
+    /// A change of our label that failed may have been made all the same.
+    unsure: bool,
+    /// Leadership was handed over before we withdrew.
+    handed_over: bool,
+    /// And once because of somebody whom we do not reach.
+    early: bool,
+}
+
+/// Who is waited for at one look.
+struct Awaited {
+    line: Option<String>,
+    /// It is well, and lacks what the leader's log has.
+    lacks: bool,
+    /// Nobody is waited for any longer.
+    late: bool,
+}
+
+// === impl Turn ===
+
+impl<'a> Turn<'a> {
+    /// Nothing was looked at yet. `first` is when those give up that nobody goes before.
+    pub fn new(stopper: &'a mut Stopper, steps: &'a mut Steps, first: Instant, deadline: Instant) -> Self {
+        // A second is kept for handing leadership over.
+        let last = deadline - ENDING * 2;
+        let us = Us { withdrawn: stopper.looker.is_withdrawn(), ..stopper.us() };
+        Self {
+            stopper,
+            steps,
+            deadline,
+            first: first.min(last),
+            last,
+            looked: None,
+            seen: Seen::default(),
+            lag: Lag::default(),
+            us,
+            wait: None,
+            trouble: Trouble::default(),
+            unsure: false,
+            handed_over: false,
+            early: false,
+        }
+    }
+
+    /// Waits for it.
+    pub async fn wait(mut self) {
+        while self.look().await.is_continue() {}
+        if let Some(wait) = self.wait {
+            self.steps.note(wait.tell());
+        }
+    }
+
+    async fn look(&mut self) -> Next {
+        let view = match self.stopper.asker.see().await {
+            Ok(view) => view,
+            // Who waits for somebody does not go because one question failed.
+            Err(error) if (self.us.withdrawn || self.wait.is_some()) && self.trouble.is_bearable(&error) => {
+                sleep(LOOK).await;
+                return Next::Continue(());
+            }
+            Err(error) => {
+                self.steps.note(format!("nobody is waited for, since {error}"));
+                return Next::Break(());
+            }
+        };
+        let untold = view.others.iter().any(|voter| voter.untold);
+        if !untold && !self.unsure {
+            self.trouble.pass();
+        }
+        let awaited = self.awaited(&view).await;
+        // Leadership that came to us since is handed over first, which needs our Service.
+        let leads_since = self.us.withdrawn && view.we_lead() && !self.handed_over;
+        if !awaited.late && (awaited.line.is_some() || leads_since) {
+            self.stand_by(&view, &awaited).await;
+            return Next::Continue(());
+        }
+        if !self.us.withdrawn {
+            return self.withdraw(&view, awaited.late).await;
+        }
+        // Whether another one has withdrawn too is worth a moment.
+        if !awaited.late && untold && self.trouble.is_young() {
+            sleep(LOOK).await;
+            self.stopper.asker.forget().await;
+            return Next::Continue(());
+        }
+        Next::Break(())
+    }
+
+    async fn awaited(&mut self, view: &View) -> Awaited {
+        let waited = self.looked.get_or_insert_with(Instant::now).elapsed();
+        self.seen.look(view, self.us, waited);
+        let mut line = guard::waits_for(view, self.us, &self.seen, waited);
+        let late = Instant::now() >= self.seen.until(view, self.first, self.last);
+        let mut lacks = false;
+        // The agents are asked for it only when nobody else is waited for.
+        if line.is_none() && !self.us.withdrawn && !late {
+            line = self.lag.waits_for(&self.stopper.asker, view).await;
+            lacks = line.is_some();
+        }
+        if let Some(line) = &line {
+            let wait = self.wait.get_or_insert_with(Wait::begin);
+            wait.say("the stop waits", line.clone());
+            wait.in_vain = late;
+        }
+        Awaited { line, lacks, late }
+    }
+
+    /// It is not our turn.
+    async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
+        // Another leader dials anew whom we do not reach.
+        if awaited.lacks && view.we_lead() && !self.early {
+            self.early = true;
+            self.stopper.hand_over(view, self.deadline, self.steps).await;
+            return;
+        }
+        // Leadership may come again while we wait.
+        self.handed_over &= awaited.line.is_none();
+        if self.us.withdrawn || self.unsure {
+            self.us.withdrawn = false;
+            let restored = restore(&self.stopper.looker).await;
+            let trouble = &mut self.trouble;
+            self.unsure = restored
+                .inspect_err(|error| trouble.say("the own Service leads nowhere while the stop waits", error))
+                .is_err();
+        }
+        sleep(LOOK).await;
+    }
+
+    /// It may be: hands leadership over, and takes us out of our Service.
+    async fn withdraw(&mut self, view: &View, late: bool) -> Next {
+        // Once before the same withdrawal, however often that is tried.
+        if !self.unsure {
+            self.handed_over |= view.we_lead();
+            self.stopper.hand_over(view, self.deadline, self.steps).await;
+        }
+        // Where nobody else votes nobody dials.
+        let Some(server) = self.stopper.stable.filter(|_| !view.others.is_empty()) else { return Next::Break(()) };
+        match withdraw(&self.stopper.looker, server, self.steps).await {
+            Ok(true) if !late => (self.us.withdrawn, self.unsure) = (true, false),
+            Ok(_) => return Next::Break(()),
+            Err(error) => {
+                self.trouble.say("the own Service may lead to nobody", &error);
+                self.unsure = true;
+                if late || !self.trouble.is_young() {
+                    return Next::Break(());
+                }
+                sleep(LOOK).await;
+            }
+        }
+        self.stopper.asker.forget().await;
+        Next::Continue(())
+    }
+}
+
+/// Calls that fail between two looks at the others, which are worth another try for a moment.
+#[derive(Debug, Default)]
+struct Trouble {
+    since: Option<Instant>,
+    said: Option<Wait>,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// It may pass; from the first time on that this is asked.
+    fn is_young(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() < PASSING
+    }
+
+    /// All is answered again.
+    fn pass(&mut self) {
+        self.since = None;
+    }
+
+    /// Whether our agent may answer yet.
+    fn is_bearable(&mut self, error: &ApiError) -> bool {
+        !matches!(error, ApiError::Refused { .. }) && self.is_young()
+    }
+
+    fn say(&mut self, what: &str, error: &KubeError) {
+        self.said.get_or_insert_with(Wait::begin).say(what, chain(error));
+    }
+}
