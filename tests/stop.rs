@@ -1185,6 +1185,42 @@ fn a_server_without_a_vote_withdraws_and_waits_for_nobody() {
     assert_eq!(scene.labels_given(), [OUT]);
 }
 
+/// The middle one of three has withdrawn already, while the highest, which went before it, comes back.
+fn next_to_go() -> (Scene, Running) {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    scene.goes(2);
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
+    scene.end(2);
+    hook.says("the stop waits: consul-server-2 is away");
+    assert_eq!(scene.labels_given(), [""; 0], "its Pod is still there");
+    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
+    scene.wait_for_labels(&[OUT], &hook);
+    scene.our_service_leads_nowhere();
+    (scene, hook)
+}
+
+#[test]
+fn whose_turn_is_next_withdraws_already_while_the_one_before_it_comes_back() {
+    let (mut scene, hook) = next_to_go();
+    scene.start(2);
+    hook.ended().ends(0, &["because consul-server-2 is away", "its Service leads nowhere after"]);
+    assert_eq!(scene.labels_given(), [OUT], "once");
+}
+
+#[test]
+fn whose_turn_is_next_goes_back_when_another_one_withdraws_or_the_one_before_it_does_not_return() {
+    let (scene, hook) = next_to_go();
+    scene.withdraws(0);
+    scene.wait_for_labels(&[OUT, BACK], &hook);
+    let (mut scene, hook) = next_to_go();
+    scene.wait_for_labels(&[OUT, BACK], &hook);
+    scene.start(2);
+    scene.wait_for_labels(&[OUT, BACK, OUT], &hook);
+    hook.ended().ends(0, &["because consul-server-2 is away"]).never_says("in vain");
+}
+
 // === a leader that overlooks this server ===
 
 impl Scene {
@@ -1341,6 +1377,28 @@ fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
     scene.is_taken_by(1, 1);
     scene.has_copied(2, 100);
     hook.ended().ends(0, &["handed leadership over to consul-server-1 in"]);
+}
+
+#[test]
+fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no_other() {
+    let mut scene = leading();
+    scene.goes(1);
+    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
+    let hook = scene.start_leave(&[], "600s");
+    scene.is_taken_by(2, 1);
+    scene.end(1);
+    hook.says("the stop waits: consul-server-1 is away");
+    scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
+    scene.start(1);
+    scene.follows(1, Some(2));
+    hook.ended().ends(0, &["handed leadership over to consul-server-2 in", "because consul-server-1"]);
+
+    let scene = leading();
+    [1, 2].into_iter().for_each(|other| scene.goes(other));
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
+    scene.us().wait_for_more("/v1/status/leader", 6);
+    assert_eq!(scene.us().requests().iter().filter(|request| request.target.contains("transfer-leader")).count(), 0);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct Seen {
     dead: Option<BTreeMap<SocketAddr, bool>>,
     /// Those that were to go before us, whether they have or not.
     before: BTreeSet<SocketAddr>,
+    /// Those whose Pods were being deleted at any look.
+    gone: BTreeSet<SocketAddr>,
     /// Since when no majority answers, as long after the first look.
     lost: Option<Duration>,
 }
@@ -53,6 +55,7 @@ impl Seen {
             *going |= voter.terminating;
             !anew
         });
+        self.gone.extend(view.others.iter().filter(|voter| voter.terminating).map(|voter| voter.address));
         let first = |voter: &&Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
         // Whoever is well and is not to go first any more is none of them.
         let well = view.others.iter().filter(|voter| voter.is_healthy() && !first(voter)).map(|voter| voter.address);
@@ -97,6 +100,15 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     }
     let mut awaited = view.others.iter().filter(lives);
     awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
+}
+
+/// Whether it is our turn as soon as those are well that come back in new Pods: nobody else is away, and nobody goes before us.
+pub fn is_next(view: &View, us: Us, seen: &Seen, waited: Duration) -> bool {
+    let goes_first = |voter: &Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
+    let returns = |voter: &Voter| !voter.terminating && seen.gone.contains(&voter.address);
+    let living = view.others.iter().filter(|voter| !seen.is_dead(voter, waited));
+    let (well, away): (Vec<_>, Vec<_>) = living.partition(|voter| voter.is_healthy());
+    view.we_vote() && !away.is_empty() && away.into_iter().all(returns) && !well.into_iter().any(goes_first)
 }
 
 /// For whom to wait of those that are behind the leader's log ([`super::lag`]); `None`: without us a majority has it.
@@ -234,6 +246,27 @@ mod tests {
         assert!(looks(1, &[first_is_away]).unwrap().contains("consul-server-2 is away"));
         let first_is_back = view(1, vec![voter(0).going(), voter(2)]);
         assert_eq!(looks(1, &[first_is_back]), None);
+    }
+
+    #[test]
+    fn whose_turn_it_is_next_is_known_once_the_one_before_it_has_a_new_pod() {
+        let all_go = |us: u32, others: [u32; 2]| view(us, others.map(|n| voter(n).going()).to_vec());
+        let is_next =
+            |ordinal: u32, looks: &[View]| is_next(looks.last().unwrap(), us(ordinal), &seen_by(ordinal, looks), NOW);
+        assert!(!is_next(1, &[all_go(1, [0, 2])]), "the highest goes first");
+        let ending = || view(1, vec![voter(0).going(), voter(2).going().away()]);
+        assert!(!is_next(1, &[all_go(1, [0, 2]), ending()]), "its Pod is still there");
+        let starting = |us: u32, other: u32| view(us, vec![voter(other).going(), voter(2).away()]);
+        assert!(is_next(1, &[all_go(1, [0, 2]), ending(), starting(1, 0)]));
+        assert!(!is_next(0, &[all_go(0, [1, 2]), starting(0, 1)]), "the middle one goes before the lowest");
+        let with_another = view(1, vec![voter(0).withdrawn(), voter(2).away()]);
+        assert!(!is_next(1, &[all_go(1, [0, 2]), with_another]), "who has withdrawn goes first");
+        let back = view(1, vec![voter(0).going(), voter(2)]);
+        assert!(!is_next(1, &[all_go(1, [0, 2]), back]), "it is our turn");
+        let crashed = view(1, vec![voter(0), voter(2).away()]);
+        assert!(!is_next(1, &[crashed]), "nobody knows when it comes back");
+        let voteless = View { voteless: true, ..starting(1, 0) };
+        assert!(!is_next(1, &[all_go(1, [0, 2]), voteless]));
     }
 
     #[test]

@@ -49,6 +49,13 @@ fn is_new(voter: &Voter, revision: Option<&str>) -> bool {
     revision.is_some() && voter.revision.is_some() && voter.revision.as_deref() != revision
 }
 
+/// Whether somebody of our revision may lead who is not about to go. Then a leader that waits for its own turn need not lead meanwhile:
+/// what it dials while others stop and return may hang for Consul's 10 s, and so does the end of an agent that did (seen, 1.22.6).
+pub fn somebody_stays(view: &View, revision: Option<&str>) -> bool {
+    let next = successor(view, revision, &BTreeMap::new());
+    next.is_some_and(|next| !next.terminating && !is_new(next, revision))
+}
+
 /// All that may lead, in the order in which they are asked.
 fn successors<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Vec<&'a Voter> {
     let (mut left, mut order) = (view.clone(), Vec::new());
@@ -200,6 +207,14 @@ mod tests {
     fn where_all_are_about_to_go_the_lowest_ordinal_leads_since_it_goes_last() {
         assert_eq!(next(vec![of(1, "old").going(), of(0, "old").going()], &[]), Some(0));
         assert_eq!(next(vec![of(0, "old").going(), of(1, "new").away()], &[]), Some(0));
+    }
+
+    #[test]
+    fn leadership_goes_early_to_one_that_stays_and_is_of_the_same_revision() {
+        let stays = |others: Vec<Voter>| somebody_stays(&view(9, others), Some("old"));
+        assert!(stays(vec![of(0, "old"), of(1, "old").going()]));
+        assert!(!stays(vec![of(0, "old").going(), of(1, "old").away()]));
+        assert!(!stays(vec![of(0, "old").going(), of(1, "new")]), "old followers cannot read what it writes");
     }
 
     #[test]

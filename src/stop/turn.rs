@@ -7,6 +7,7 @@
 use super::ENDING;
 use super::course::{LOOK, Stopper};
 use super::guard::{self, Seen, Us};
+use super::handover::somebody_stays;
 use super::lag::Lag;
 use super::steps::{Steps, Wait};
 use super::voters::View;
@@ -20,6 +21,9 @@ use tokio::time::{Instant, sleep};
 
 /// How long calls may fail while we are out of our Service until the stop goes on as it is.
 const PASSING: Duration = Duration::from_secs(5);
+
+/// How long a server is out of its Service already whose turn it is next, while the one before it comes back, which takes 2 s.
+const AHEAD: Duration = Duration::from_secs(5);
 
 /// Another look is needed, or it is our turn.
 type Next = ControlFlow<()>;
@@ -43,8 +47,17 @@ pub struct Turn<'a> {
     unsure: bool,
     /// Leadership was handed over before we withdrew.
     handed_over: bool,
-    /// And once because of somebody whom we do not reach.
+    /// And once while we waited.
     early: bool,
+    ahead: Ahead,
+}
+
+/// Whether we withdrew before it was our turn, which is tried once: kube-proxy takes up to a second for it, while the one before us comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    Untried,
+    Since(Instant),
+    Over,
 }
 
 /// Who is waited for at one look.
@@ -79,6 +92,7 @@ impl<'a> Turn<'a> {
             unsure: false,
             handed_over: false,
             early: false,
+            ahead: Ahead::Untried,
         }
     }
 
@@ -114,6 +128,12 @@ impl<'a> Turn<'a> {
             self.stand_by(&view, &awaited).await;
             return Next::Continue(());
         }
+        if self.is_ahead() {
+            // Who has withdrawn looks once more, however long ago that was.
+            self.ahead = Ahead::Over;
+            self.stopper.asker.forget().await;
+            return Next::Continue(());
+        }
         if !self.us.withdrawn {
             return self.withdraw(&view, awaited.late).await;
         }
@@ -133,7 +153,7 @@ impl<'a> Turn<'a> {
         let late = Instant::now() >= self.seen.until(view, self.first, self.last);
         let mut lacks = false;
         // The agents are asked for it only when nobody else is waited for.
-        if line.is_none() && !self.us.withdrawn && !late {
+        if line.is_none() && (!self.us.withdrawn || self.is_ahead()) && !late {
             line = self.lag.waits_for(&self.stopper.asker, view).await;
             lacks = line.is_some();
         }
@@ -148,15 +168,29 @@ impl<'a> Turn<'a> {
     /// It is not our turn.
     async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
         // Another leader dials anew whom we do not reach.
-        if awaited.lacks && view.we_lead() && !self.early {
+        let may_go = || awaited.lacks || somebody_stays(view, self.stopper.looker.revision());
+        if view.we_lead() && !self.us.withdrawn && !self.early && may_go() {
             self.early = true;
             self.stopper.hand_over(view, self.deadline, self.steps).await;
             return;
         }
         // Leadership may come again while we wait.
         self.handed_over &= awaited.line.is_none();
+        if self.is_next(view, awaited) {
+            if !self.us.withdrawn {
+                return self.withdraw_ahead().await;
+            }
+            if let Ahead::Since(since) = self.ahead
+                && since.elapsed() < AHEAD
+            {
+                return sleep(LOOK).await;
+            }
+        }
         if self.us.withdrawn || self.unsure {
             self.us.withdrawn = false;
+            if self.is_ahead() {
+                self.ahead = Ahead::Over;
+            }
             let restored = restore(&self.stopper.looker).await;
             let trouble = &mut self.trouble;
             self.unsure = restored
@@ -164,6 +198,36 @@ impl<'a> Turn<'a> {
                 .is_err();
         }
         sleep(LOOK).await;
+    }
+
+    fn is_ahead(&self) -> bool {
+        matches!(self.ahead, Ahead::Since(_))
+    }
+
+    /// Whether we may be out of our Service, or go out of it, although it is not our turn yet.
+    fn is_next(&self, view: &View, awaited: &Awaited) -> bool {
+        let waited = self.looked.map(|at| at.elapsed()).unwrap_or_default();
+        // What one that is back lacks it has in a moment.
+        let is_next = || self.is_ahead() && awaited.lacks || guard::is_next(view, self.us, &self.seen, waited);
+        // Who leads must be reached by those that vote for another one.
+        self.ahead != Ahead::Over && !self.unsure && !view.we_lead() && is_next()
+    }
+
+    async fn withdraw_ahead(&mut self) {
+        let Some(server) = self.stopper.stable else {
+            self.ahead = Ahead::Over;
+            return sleep(LOOK).await;
+        };
+        self.ahead = Ahead::Over;
+        match withdraw(&self.stopper.looker, server, self.steps).await {
+            Ok(true) => (self.us.withdrawn, self.ahead) = (true, Ahead::Since(Instant::now())),
+            Ok(false) => {}
+            Err(error) => {
+                self.trouble.say("the own Service may lead to nobody", &error);
+                self.unsure = true;
+            }
+        }
+        self.stopper.asker.forget().await;
     }
 
     /// It may be: hands leadership over, and takes us out of our Service.
