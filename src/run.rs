@@ -4,6 +4,7 @@
 //! begins the stop: its course first, then one TERM to the agent, and KILL when the deadline is over. Every other
 //! signal is handed on. A stop that went as planned is 0, although Consul itself ends with 1.
 
+mod election;
 mod overlooked;
 pub mod pid1;
 pub mod rejoin;
@@ -25,6 +26,7 @@ use crate::stop::{ENDING, deadline};
 use crate::survey::dns::Dns;
 use crate::survey::{Memory, Surveyor};
 use crate::time::{self, SAY_EVERY};
+use election::Election;
 use nix::sys::signal::Signal;
 use overlooked::Overlooked;
 use pid1::{Happened, STRAGGLERS, Signals, StartError, Supervisor};
@@ -39,7 +41,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use untried::Untried;
-use watch::Watch;
+use watch::{Watch, Young};
 
 /// How long after a TERM an agent may still answer, which closes its API at once.
 const HEARD: Duration = Duration::from_millis(500);
@@ -220,7 +222,9 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     let owner = local.owner.clone().or_in(survey.namespace.as_ref());
     let mut events = Events::on(survey.kube().filter(|_| role == Role::Server), &owner);
     let untried = Untried::of(&record, pod, local.peer.server, &agent, &volume);
-    let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, Overlooked::default());
+    let election = Election::new(volume.folder().join("agent.json"), &local);
+    let young = Young { overlooked: Overlooked::default(), election };
+    let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, young);
     let watching = async {
         // Who does not reach itself is not to have others join it.
         if let Some(untried) = untried
@@ -335,7 +339,8 @@ async fn supervise(
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
     let (begun, on) = (SystemTime::now(), volume.clone());
     let overlooked = if task.told { Overlooked::told_before() } else { Overlooked::default() };
-    let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, overlooked);
+    let young = Young { overlooked, election: Election::new(node.config_out.clone(), &node.local) };
+    let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, young);
     let mut watching = Some(watching_by(beside, waiting));
     let mut leaving: Option<Leaving> = None;
     // When a TERM came while it left to join anew.
@@ -536,12 +541,12 @@ impl Beside {
         agent: Agent,
         volume: Volume,
         surveyor: Surveyor,
-        overlooked: Overlooked,
+        young: Young,
     ) -> Self {
         match role {
             Role::Server => {
                 let claims = claims(local, survey, surveyor.kube());
-                Self::Server(Box::new(Watch::new(local, agent, volume, surveyor, claims, overlooked)))
+                Self::Server(Box::new(Watch::new(local, agent, volume, surveyor, claims, young)))
             }
             Role::Client => Self::Client(Box::new(Rejoin::new(local, agent, volume, surveyor))),
         }

@@ -621,6 +621,14 @@ impl Agent {
         self.ask(Method::PUT, "/v1/agent/leave", within).await.map(drop)
     }
 
+    /// `PUT /v1/agent/reload`: the agent reads its configuration again, as at a HUP; answers when it has. Needs `agent:write`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn reload(&self) -> Result<(), ApiError> {
+        self.ask(Method::PUT, "/v1/agent/reload", QUICK).await.map(drop)
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str, within: Duration) -> Result<T, ApiError> {
         self.get_of(path, within, MAX_ANSWER).await
     }

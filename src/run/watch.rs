@@ -8,6 +8,7 @@
 //! Never stops the agent: [`Watch::watch`] ends with the reason when the agent must leave and be started again. Every other failure is a
 //! log line.
 
+use super::election::Election;
 use super::overlooked::Overlooked;
 use super::{NOTE_EVERY, note_servers};
 use crate::api::consul::{Agent, ApiError, Member};
@@ -36,7 +37,7 @@ const STARTING: Duration = Duration::from_secs(30);
 /// How long an election may take before others are looked at again: Consul's raft begins one within 2 s (`raft_multiplier` 1).
 const ELECTED: Duration = Duration::from_secs(2);
 /// How often the leader is asked for meanwhile.
-const LEADS: Duration = Duration::from_millis(100);
+const LEADS: Duration = Duration::from_millis(50);
 /// How often the claim is tried.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
@@ -65,7 +66,16 @@ pub struct Watch {
     claimed: bool,
     /// It was said that this server's agent holds services.
     warned: bool,
-    overlooked: Overlooked,
+    young: Young,
+}
+
+/// What is looked for while the agent has no leader yet.
+#[derive(Debug)]
+pub struct Young {
+    /// Whether the leader overlooks us.
+    pub overlooked: Overlooked,
+    /// Whether an election is due.
+    pub election: Election,
 }
 
 /// Each server that is known answers, is alive in the member list, by any of its addresses, and knows no leader.
@@ -100,7 +110,7 @@ impl Watch {
         volume: Volume,
         surveyor: Surveyor,
         claims: Option<Claims>,
-        overlooked: Overlooked,
+        young: Young,
     ) -> Self {
         let claimed = claims.is_none();
         let formation = Formation::new(local, agent.clone(), surveyor.peers().clone(), volume.clone(), claims);
@@ -116,7 +126,7 @@ impl Watch {
             formation,
             claimed,
             warned: false,
-            overlooked,
+            young,
         }
     }
 
@@ -127,20 +137,20 @@ impl Watch {
         let mut said = begun;
         self.until_it_answers(begun).await;
         drop(waiting);
+        self.young.election.mend(&self.agent, &self.volume).await;
         while !self.formed(begun).await {
             let (survey, alive) = self.join_the_late().await;
             self.reap_joins();
-            if let Some(leader) = self.overlooked.look(&survey, &alive, &self.own, Instant::now()) {
+            if let Some(leader) = self.young.overlooked.look(&survey, &alive, &self.own, Instant::now()) {
                 return format!("leader {leader} is alive in the member list and does not take this server in");
             }
             if said.elapsed() >= SAY_EVERY {
                 said = Instant::now();
                 self.say(&survey, begun.elapsed()).await;
             }
-            tokio::time::sleep(pause(begun.elapsed())).await;
-            if is_left_to_raft(&survey, &alive) {
-                self.elected().await;
-            }
+            let pause = pause(begun.elapsed());
+            // Those who elect a leader are not kept busy with surveys.
+            self.led(if is_left_to_raft(&survey, &alive) { pause + ELECTED } else { pause }).await;
         }
         self.after_formation().await
     }
@@ -175,12 +185,21 @@ impl Watch {
         }
     }
 
-    /// Whoever is to be joined is: those who elect a leader are not kept busy with surveys.
-    async fn elected(&self) {
+    /// For so long, or until a leader is known that was not; an election that is due begins at once.
+    async fn led(&mut self, within: Duration) {
         let begun = Instant::now();
-        while begun.elapsed() < ELECTED && !matches!(self.agent.leader().await, Ok(Some(_))) {
-            tokio::time::sleep(LEADS).await;
+        // One that does not take us in is no news.
+        let known = self.knows_a_leader().await;
+        while begun.elapsed() < within && (known || !self.knows_a_leader().await) {
+            if !known {
+                self.young.election.hasten(&self.agent, self.surveyor.peers(), &self.volume).await;
+            }
+            tokio::time::sleep(LEADS.min(within.saturating_sub(begun.elapsed()))).await;
         }
+    }
+
+    async fn knows_a_leader(&self) -> bool {
+        matches!(self.agent.leader().await, Ok(Some(_)))
     }
 
     /// At most as long as an agent needs to start.
