@@ -71,6 +71,29 @@ fn three_servers_come_together_and_remember_it() {
 }
 
 #[test]
+fn an_election_begins_when_the_servers_are_there_and_their_timeouts_stay_as_they_were() {
+    let test = "an_election_begins_when_the_servers_are_there_and_their_timeouts_stay_as_they_were";
+    let Some(cluster) = cluster(test) else { return };
+    // By itself raft would elect nobody for 9 s after their start.
+    let mut cluster =
+        cluster.tuned("performance { raft_multiplier = 9 } ports { serf_wan = -1 } disable_update_check = true");
+    cluster.publish_all();
+    for start in ["with empty disks", "with their data"] {
+        cluster.start_all(&[]);
+        cluster.wait_formed(&ALL);
+        let hastened = |ordinal: &u8| cluster.log(*ordinal).contains("is here: had the election begin");
+        cluster.wait_for(start, || ALL.iter().any(hastened));
+        for ordinal in ALL {
+            let file = std::fs::read_to_string(rendered(&cluster, ordinal)).unwrap();
+            assert!(!file.contains("raft_multiplier"), "{file}");
+            let own = cluster.get(ordinal, "/v1/agent/self").unwrap();
+            assert_eq!(own["DebugConfig"]["ConsulRaftHeartbeatTimeout"], "9s", "{start}");
+        }
+        ALL.into_iter().for_each(|ordinal| cluster.kill(ordinal));
+    }
+}
+
+#[test]
 fn what_is_rendered_is_what_the_agent_runs_with() {
     let Some(cluster) = formed("what_is_rendered_is_what_the_agent_runs_with", &[]) else { return };
     let rendered: Value =

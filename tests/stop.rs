@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 use support::cluster::{Cluster, MANAGEMENT, wait_until};
@@ -1271,13 +1271,88 @@ fn an_overlooked_server_that_may_not_leave_goes_on_and_waits_for_its_leader() {
 fn a_watch_tells_of_an_overlooked_server_too() {
     let scene = Scene::overlooked();
     scene.us().always(Call::put(LEAVE, Reply::ok("{}")));
-    let file = scene.files.path().join("log");
-    let words = [format!("--nameserver={}", scene.dns.addr()), "--resolv-conf=/does/not/exist".to_owned()];
-    let watch = scene.convene_here(&["watch", "--expect=3", "--claim=off"]).words(words).spawn_into(&file);
-    let watch = Running { child: watch, file };
+    let watch = scene.start_watch();
     watch.says("does not take this server in: it leaves, and joins anew");
     wait_until("its Event", || (scene.told_as_overlooked().len() == 1).then_some(()), || watch.log());
     assert_eq!(scene.leaves(), 1);
+}
+
+// === an election that is due ===
+
+/// What was rendered for our agent.
+const RENDERED: &str = "{\n  \"server\": true\n}\n";
+
+/// Three servers with data, of which nobody knows a leader; we come first, and this is rendered for us. Each reload has this answer, by how
+/// many there were before. Gives what the file said at each.
+fn leaderless(
+    rendered: &str,
+    answer: impl Fn(usize) -> Reply + Send + Sync + 'static,
+) -> (Scene, Arc<Mutex<Vec<String>>>) {
+    let scene = Scene::of(0, 3);
+    (0..3).for_each(|ordinal| scene.follows(ordinal, None));
+    std::fs::write(scene.rendered(), rendered).unwrap();
+    let (reloads, file) = (Arc::<Mutex<Vec<String>>>::default(), scene.rendered());
+    let seen = reloads.clone();
+    let reload = Reply::by(move |_| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(std::fs::read_to_string(&file).unwrap());
+        answer(seen.len() - 1)
+    });
+    scene.us().always(Call::put("/v1/agent/reload", reload));
+    (scene, reloads)
+}
+
+impl Scene {
+    fn rendered(&self) -> PathBuf {
+        self.data().join("convene/agent.json")
+    }
+
+    fn start_watch(&self) -> Running {
+        let file = self.files.path().join("log");
+        let words = [format!("--nameserver={}", self.dns.addr()), "--resolv-conf=/does/not/exist".to_owned()];
+        let watch = self.convene_here(&["watch", "--expect=3", "--claim=off"]).words(words).spawn_into(&file);
+        Running { child: watch, file }
+    }
+
+    /// The next leader is known, and the watch goes on to other things.
+    fn is_led(&self, watch: &Running) {
+        (0..3).for_each(|ordinal| self.follows(ordinal, Some(0)));
+        watch.says("joined: a leader is known");
+    }
+}
+
+#[test]
+fn who_comes_first_has_an_election_begin_by_two_reloads_of_which_the_second_must_not_fail() {
+    let answer = |before| if before == 1 { failure(500) } else { Reply::ok("{}") };
+    let (scene, reloads) = leaderless(RENDERED, answer);
+    let watch = scene.start_watch();
+    watch.says("a majority of the raft peers is here: had the election begin");
+    scene.is_led(&watch);
+    let reloads = reloads.lock().unwrap();
+    assert!(reloads[0].contains("\"raft_multiplier\": 10") && reloads[0].contains("\"server\": true"), "{reloads:?}");
+    assert_eq!(reloads[1..], [RENDERED, RENDERED], "once");
+    assert_eq!(std::fs::read_to_string(scene.rendered()).unwrap(), RENDERED);
+}
+
+#[test]
+fn who_may_not_have_its_agent_reload_leaves_the_election_to_raft() {
+    let (scene, reloads) = leaderless(RENDERED, |_| Reply::Json(403, "Permission denied".to_owned()));
+    let watch = scene.start_watch();
+    wait_until("both tries", || (reloads.lock().unwrap().len() == 2).then_some(()), || watch.log());
+    scene.is_led(&watch);
+    assert!(!watch.log().contains("had the election begin"), "{}", watch.log());
+    assert_eq!(std::fs::read_to_string(scene.rendered()).unwrap(), RENDERED);
+    assert_eq!(reloads.lock().unwrap().len(), 2, "nobody asks for ever");
+}
+
+#[test]
+fn what_a_watch_left_in_the_rendered_file_that_was_killed_the_next_one_takes_out() {
+    let left = "{\n  \"performance\": {\n    \"raft_multiplier\": 10\n  },\n  \"server\": true\n}\n";
+    let (scene, reloads) = leaderless(left, |_| Reply::ok("{}"));
+    (0..3).for_each(|ordinal| scene.follows(ordinal, Some(0)));
+    scene.start_watch().says("joined: a leader is known");
+    assert_eq!(*reloads.lock().unwrap(), [RENDERED]);
+    assert_eq!(std::fs::read_to_string(scene.rendered()).unwrap(), RENDERED);
 }
 
 // === leadership ===

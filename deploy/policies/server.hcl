@@ -3,8 +3,9 @@
 #
 #   consul acl policy create -name convene-server -rules @server.hcl
 
-# convene: PUT /v1/agent/leave (a leave), PUT /v1/agent/join (a server that is found late), GET /v1/agent/self (who votes). Before it
-# is in a cluster a server knows no token: then its own acl.tokens.agent_recovery would do, and Consul's own retry needs none.
+# convene: PUT /v1/agent/leave (a leave), PUT /v1/agent/join (a server that is found late), PUT /v1/agent/reload (the first election),
+# GET /v1/agent/self (who votes). Before it is in a cluster a server knows no token: then its own acl.tokens.agent_recovery would do,
+# and Consul's own retry, and raft's own timer, need none.
 agent_prefix "consul-server-" {
   policy = "write"
 }

@@ -61,6 +61,7 @@ impl Cluster {
         for ordinal in 0..size {
             std::fs::create_dir(folder.path().join(ordinal.to_string())).unwrap();
         }
+        std::fs::write(folder.path().join("tuning.hcl"), TUNING).unwrap();
         Self {
             program: program.into(),
             consul: consul.into(),
@@ -119,6 +120,12 @@ impl Cluster {
     /// With one more word for every agent.
     pub fn with(mut self, word: &str) -> Self {
         self.more.push(word.into());
+        self
+    }
+
+    /// With this tuning instead of [`TUNING`].
+    pub fn tuned(self, hcl: &str) -> Self {
+        std::fs::write(self.folder.path().join("tuning.hcl"), hcl).unwrap();
         self
     }
 
@@ -203,7 +210,9 @@ impl Cluster {
     pub fn agent(&self, ordinal: u8) -> Vec<OsString> {
         let ip = self.ip(ordinal);
         let mut words: Vec<OsString> = vec![self.consul.clone().into(), "agent".into(), "-server".into()];
-        words.extend([format!("-bind={ip}"), format!("-client={ip}"), format!("-hcl={TUNING}")].map(OsString::from));
+        // A file, as people have it: what CMD itself says no reload changes.
+        let tuning = format!("-config-file={}", self.folder.path().join("tuning.hcl").display());
+        words.extend([format!("-bind={ip}"), format!("-client={ip}"), tuning].map(OsString::from));
         words.push(format!("-data-dir={}", self.data(ordinal).display()).into());
         words.extend(self.more.iter().cloned());
         if self.sockets {
