@@ -2,7 +2,7 @@
 //!
 //! A server that was bootstrapped, or that starts with its data, becomes a candidate when its heartbeat timer runs out, 1 to 2 s times
 //! `raft_multiplier` after its start or the last time; nothing restarts that timer when the others come. A reload that makes the timeout
-//! shorter lets it run out at once (hashicorp/raft 1.7, `ReloadConfig` and `runFollower`; Consul reloads the timeouts since 1.13). So the
+//! shorter lets it run out at once (hashicorp/raft 1.7, `ReloadConfig` and `runFollower`; Consul reloads the timeouts since 1.13, consul#12844). So the
 //! rendered file says a longer one for the moment of a first reload, and what it said before for a second. Tried on 1.22.6, three servers,
 //! `raft_multiplier` 1, 5 and 9: a leader 30 ms after the second. A multiplier that CMD gives itself stays as it is, and so does the timer.
 //!
@@ -70,8 +70,8 @@ impl Election {
     /// Puts back what a convene left behind that was killed between two reloads.
     pub async fn mend(&self, agent: &Agent, volume: &Volume) {
         let Some(mut all) = self.rendered() else { return };
-        if all.remove(KEY).is_some() {
-            self.put_back(agent, volume, crate::render::text(all).as_bytes()).await;
+        if all.remove(KEY).is_some() && self.restore(volume, crate::render::text(all).as_bytes()) {
+            self.read_again(agent).await;
         }
     }
 
@@ -114,25 +114,29 @@ impl Election {
             return Ok(false);
         }
         let longer = agent.reload().await;
-        self.put_back(agent, volume, &before).await;
+        // Without an answer it may have read the file all the same.
+        let may_have = matches!(longer, Ok(()) | Err(ApiError::Silent { .. } | ApiError::Broken { .. }));
+        if self.restore(volume, &before) && may_have {
+            self.read_again(agent).await;
+        }
         longer.map(|()| true)
     }
 
-    /// The file as it was, and the agent by it.
-    async fn put_back(&self, agent: &Agent, volume: &Volume, before: &[u8]) {
-        if let Err(error) = volume.write(&self.file, before) {
-            warn!(
-                "raft_multiplier = {LONGEST} stays in {} until the next start: {}",
-                self.file.display(),
-                chain(&error)
-            );
-            return;
+    /// The file as it was.
+    fn restore(&self, volume: &Volume, before: &[u8]) -> bool {
+        let written = volume.write(&self.file, before);
+        if let Err(error) = &written {
+            let file = self.file.display();
+            warn!("raft_multiplier = {LONGEST} stays in {file} until the next start: {}", chain(error));
         }
+        written.is_ok()
+    }
+
+    /// The agent by it.
+    async fn read_again(&self, agent: &Agent) {
         for _ in 0..TRIES {
             match agent.reload().await {
                 Ok(()) => return,
-                // The first one was denied too.
-                Err(error) if error.is_denied() => return,
                 Err(error) => debug!("{}", chain(&error)),
             }
             sleep(LOOK).await;
