@@ -6,7 +6,7 @@
 //! rendered file says a longer one for the moment of a first reload, and what it said before for a second. Tried on 1.22.6, three servers,
 //! `raft_multiplier` 1, 5 and 9: a leader 30 ms after the second. A multiplier that CMD gives itself stays as it is, and so does the timer.
 //!
-//! Takes the own agent, ways to ask the others, and the rendered file. Once for each start of an agent, and only while a majority of the
+//! Takes the own agent, ways to ask the others, and the rendered file. Once for each agent of `run`, and for each `watch`, and only while a majority of the
 //! raft peers answer and nobody of them knows a leader; raft's pre-vote protects one that is known elsewhere. Who does it first is agreed
 //! without words, since several candidates at one moment may elect nobody. Where it fails raft's own timer elects, as without it.
 
@@ -105,18 +105,27 @@ impl Election {
         serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()
     }
 
+    /// Both reloads, which go on when nobody waits for them any more: the second must follow the first.
     async fn shorten(&self, agent: &Agent, volume: &Volume) -> Result<bool, ApiError> {
+        let (this, agent, volume) =
+            (Self { file: self.file.clone(), own: BTreeSet::new(), done: true }, agent.clone(), volume.clone());
+        tokio::spawn(async move { this.reload_twice(&agent, &volume).await }).await.unwrap_or(Ok(false))
+    }
+
+    async fn reload_twice(&self, agent: &Agent, volume: &Volume) -> Result<bool, ApiError> {
         let Ok(before) = std::fs::read(&self.file) else { return Ok(false) };
         let Some(mut all) = self.rendered().filter(|all| !all.contains_key(KEY)) else { return Ok(false) };
         all.insert(KEY.to_owned(), json!({ "raft_multiplier": LONGEST }));
         if let Err(error) = volume.write(&self.file, crate::render::text(all).as_bytes()) {
             debug!("{}", chain(&error));
+            // It may be there all the same, when its folder could not be synced.
+            self.restore(volume, &before);
             return Ok(false);
         }
         let longer = agent.reload().await;
-        // Without an answer it may have read the file all the same.
-        let may_have = matches!(longer, Ok(()) | Err(ApiError::Silent { .. } | ApiError::Broken { .. }));
-        if self.restore(volume, &before) && may_have {
+        // Who was denied has read nothing; at another failure raft may have its part already.
+        let unread = longer.as_ref().is_err_and(|error| error.is_denied() || matches!(error, ApiError::Refused { .. }));
+        if self.restore(volume, &before) && !unread {
             self.read_again(agent).await;
         }
         longer.map(|()| true)

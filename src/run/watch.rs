@@ -38,6 +38,8 @@ const STARTING: Duration = Duration::from_secs(30);
 const ELECTED: Duration = Duration::from_secs(2);
 /// How often the leader is asked for meanwhile.
 const LEADS: Duration = Duration::from_millis(50);
+/// A pause between two surveys that is longer says that something is broken.
+const QUICK: Duration = Duration::from_millis(250);
 /// How often the claim is tried.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
@@ -149,8 +151,7 @@ impl Watch {
                 self.say(&survey, begun.elapsed()).await;
             }
             let pause = pause(begun.elapsed());
-            // Those who elect a leader are not kept busy with surveys.
-            self.led(if is_left_to_raft(&survey, &alive) { pause + ELECTED } else { pause }).await;
+            self.led(pause, is_left_to_raft(&survey, &alive)).await;
         }
         self.after_formation().await
     }
@@ -185,14 +186,22 @@ impl Watch {
         }
     }
 
-    /// For so long, or until a leader is known that was not; an election that is due begins at once.
-    async fn led(&mut self, within: Duration) {
-        let begun = Instant::now();
+    /// For so long, or until a leader is known that was not; an election that is due begins at once. Those who elect one are not kept busy
+    /// with surveys.
+    async fn led(&mut self, pause: Duration, elects: bool) {
         // One that does not take us in is no news.
-        let known = self.knows_a_leader().await;
-        while begun.elapsed() < within && (known || !self.knows_a_leader().await) {
-            if !known {
+        if self.knows_a_leader().await {
+            return tokio::time::sleep(pause).await;
+        }
+        let begun = Instant::now();
+        let within = if elects { pause + ELECTED } else { pause };
+        // While something is broken the others are not asked all the time.
+        let often = if pause > QUICK { pause } else { Duration::ZERO };
+        let mut asked: Option<Instant> = None;
+        while begun.elapsed() < within && !self.knows_a_leader().await {
+            if asked.is_none_or(|at| at.elapsed() >= often) {
                 self.young.election.hasten(&self.agent, self.surveyor.peers(), &self.volume).await;
+                asked = Some(Instant::now());
             }
             tokio::time::sleep(LEADS.min(within.saturating_sub(begun.elapsed()))).await;
         }

@@ -34,7 +34,7 @@ pub struct Seen {
     dead: Option<BTreeMap<SocketAddr, bool>>,
     /// Those that were to go before us, whether they have or not.
     before: BTreeSet<SocketAddr>,
-    /// Those whose Pods were being deleted at any look.
+    /// Those whose Pods were being deleted, and that are not back.
     gone: BTreeSet<SocketAddr>,
     /// Since when no majority answers, as long after the first look.
     lost: Option<Duration>,
@@ -55,6 +55,8 @@ impl Seen {
             *going |= voter.terminating;
             !anew
         });
+        let back = view.others.iter().filter(|voter| voter.is_healthy() && !voter.terminating);
+        back.for_each(|voter| _ = self.gone.remove(&voter.address));
         self.gone.extend(view.others.iter().filter(|voter| voter.terminating).map(|voter| voter.address));
         let first = |voter: &&Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
         // Whoever is well and is not to go first any more is none of them.
@@ -265,6 +267,8 @@ mod tests {
         assert!(!is_next(1, &[all_go(1, [0, 2]), back]), "it is our turn");
         let crashed = view(1, vec![voter(0), voter(2).away()]);
         assert!(!is_next(1, &[crashed]), "nobody knows when it comes back");
+        let was_back = [all_go(1, [0, 2]), view(1, vec![voter(0).going(), voter(2)]), starting(1, 0)];
+        assert!(!is_next(1, &was_back), "it has crashed since");
         let voteless = View { voteless: true, ..starting(1, 0) };
         assert!(!is_next(1, &[all_go(1, [0, 2]), voteless]));
     }

@@ -169,7 +169,7 @@ impl<'a> Turn<'a> {
     async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
         // Another leader dials anew whom we do not reach.
         let may_go = || awaited.lacks || somebody_stays(view, self.stopper.looker.revision());
-        if view.we_lead() && !self.us.withdrawn && !self.early && may_go() {
+        if view.we_lead() && !self.us.withdrawn && !self.unsure && !self.early && may_go() {
             self.early = true;
             self.stopper.hand_over(view, self.deadline, self.steps).await;
             return;
