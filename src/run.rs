@@ -20,7 +20,7 @@ use crate::record::lock::Held;
 use crate::record::{self, Volume};
 use crate::render::How;
 use crate::settings::supervision::Supervision;
-use crate::settings::{Leave, Local, Node, Role, Stop, Survey};
+use crate::settings::{Leave, Local, Node, Role, Stop, Survey, default_config_out};
 use crate::stop::course::{Course, Stopper};
 use crate::stop::{ENDING, deadline};
 use crate::survey::dns::Dns;
@@ -222,7 +222,7 @@ pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Sur
     let owner = local.owner.clone().or_in(survey.namespace.as_ref());
     let mut events = Events::on(survey.kube().filter(|_| role == Role::Server), &owner);
     let untried = Untried::of(&record, pod, local.peer.server, &agent, &volume);
-    let election = Election::new(volume.folder().join("agent.json"), &local);
+    let election = Election::new(default_config_out(&local.data_dir));
     let young = Young { overlooked: Overlooked::default(), election };
     let mut beside = Beside::new(&local, &survey, role, agent.clone(), volume, surveyor, young);
     let watching = async {
@@ -339,7 +339,7 @@ async fn supervise(
     let Prepared { node: _, volume, surveyor, waiting, agent_lock: _agent_lock, mut events } = prepared;
     let (begun, on) = (SystemTime::now(), volume.clone());
     let overlooked = if task.told { Overlooked::told_before() } else { Overlooked::default() };
-    let young = Young { overlooked, election: Election::new(node.config_out.clone(), &node.local) };
+    let young = Young { overlooked, election: Election::new(node.config_out.clone()) };
     let beside = Beside::new(&node.local, &node.survey, node.role, agent.clone(), volume, surveyor, young);
     let mut watching = Some(watching_by(beside, waiting));
     let mut leaving: Option<Leaving> = None;

@@ -34,7 +34,7 @@ use values::{
     advertise, bind_address, claim_wanted, data_dir, forced, given_access, listening, machine, missing, node_name,
     numbers, peer_ports, pod_ips, pod_name, resolving, role_of, sources, value,
 };
-pub use values::{config_out, kubernetes, needed_kubernetes};
+pub use values::{config_out, default_config_out, kubernetes, needed_kubernetes};
 
 /// Consul's image keeps its data here.
 pub const DEFAULT_DATA_DIR: &str = "/consul/data";

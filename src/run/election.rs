@@ -14,7 +14,6 @@ use crate::api::consul::{Agent, ApiError, Peers};
 use crate::exit::chain;
 use crate::init::millis;
 use crate::record::Volume;
-use crate::settings::Local;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -39,10 +38,9 @@ const TRIES: usize = 5;
 const KEY: &str = "performance";
 
 /// Hastens the first election of one agent's life.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Election {
     file: PathBuf,
-    own: BTreeSet<IpAddr>,
     done: bool,
 }
 
@@ -63,25 +61,25 @@ enum Said {
 
 impl Election {
     /// `file` is what was rendered for this agent.
-    pub fn new(file: PathBuf, local: &Local) -> Self {
-        Self { file, own: local.own_addresses.iter().copied().collect(), done: false }
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, done: false }
     }
 
     /// Puts back what a convene left behind that was killed between two reloads.
     pub async fn mend(&self, agent: &Agent, volume: &Volume) {
-        let Some(mut all) = self.rendered() else { return };
+        let Some(mut all) = std::fs::read(&self.file).ok().and_then(|text| keys(&text)) else { return };
         if all.remove(KEY).is_some() && self.restore(volume, crate::render::text(all).as_bytes()) {
             self.read_again(agent).await;
         }
     }
 
-    /// Has an election begin if one is due.
-    pub async fn hasten(&mut self, agent: &Agent, peers: &Peers, volume: &Volume) {
+    /// Has an election begin if one is due. `own` are our addresses.
+    pub async fn hasten(&mut self, agent: &Agent, peers: &Peers, volume: &Volume, own: &BTreeSet<IpAddr>) {
         if self.done {
             return;
         }
         let all = agent.peers().await.unwrap_or_default();
-        let Some(us) = all.iter().find(|peer| self.own.contains(&peer.ip())).copied() else { return };
+        let Some(us) = all.iter().find(|peer| own.contains(&peer.ip())).copied() else { return };
         let Some(turn) = turn(us, &ask(all.into_iter().filter(|peer| *peer != us), peers).await) else { return };
         self.done = true;
         let begun = Instant::now();
@@ -100,21 +98,15 @@ impl Election {
         }
     }
 
-    /// What was rendered; `None`: it cannot be told.
-    fn rendered(&self) -> Option<Map<String, Value>> {
-        serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()
-    }
-
     /// Both reloads, which go on when nobody waits for them any more: the second must follow the first.
     async fn shorten(&self, agent: &Agent, volume: &Volume) -> Result<bool, ApiError> {
-        let (this, agent, volume) =
-            (Self { file: self.file.clone(), own: BTreeSet::new(), done: true }, agent.clone(), volume.clone());
+        let (this, agent, volume) = (self.clone(), agent.clone(), volume.clone());
         tokio::spawn(async move { this.reload_twice(&agent, &volume).await }).await.unwrap_or(Ok(false))
     }
 
     async fn reload_twice(&self, agent: &Agent, volume: &Volume) -> Result<bool, ApiError> {
         let Ok(before) = std::fs::read(&self.file) else { return Ok(false) };
-        let Some(mut all) = self.rendered().filter(|all| !all.contains_key(KEY)) else { return Ok(false) };
+        let Some(mut all) = keys(&before).filter(|all| !all.contains_key(KEY)) else { return Ok(false) };
         all.insert(KEY.to_owned(), json!({ "raft_multiplier": LONGEST }));
         if let Err(error) = volume.write(&self.file, crate::render::text(all).as_bytes()) {
             debug!("{}", chain(&error));
@@ -152,6 +144,11 @@ impl Election {
         }
         warn!("the agent may wait ten times as long for a leader until it is told to reload: consul reload");
     }
+}
+
+/// What was rendered; `None`: it cannot be told.
+fn keys(text: &[u8]) -> Option<Map<String, Value>> {
+    serde_json::from_slice(text).ok()
 }
 
 /// What each of these says.

@@ -200,7 +200,7 @@ impl Watch {
         let mut asked: Option<Instant> = None;
         while begun.elapsed() < within && !self.knows_a_leader().await {
             if asked.is_none_or(|at| at.elapsed() >= often) {
-                self.young.election.hasten(&self.agent, self.surveyor.peers(), &self.volume).await;
+                self.young.election.hasten(&self.agent, self.surveyor.peers(), &self.volume, &self.own).await;
                 asked = Some(Instant::now());
             }
             tokio::time::sleep(LEADS.min(within.saturating_sub(begun.elapsed()))).await;

@@ -3,14 +3,11 @@
 //! Takes the flags, gives [`Doctoring`]. Asks nobody. Fails with [`SettingsError`].
 
 use super::read::{Reader, SettingsError};
-use super::{Local, Role, Survey, needed_kubernetes};
+use super::{Local, Role, Survey, default_config_out, needed_kubernetes};
 use crate::api::kube::Access;
 use crate::cli::DoctorArgs;
 use crate::doctor::finding::{OUTPUTS, Output};
 use std::path::PathBuf;
-
-/// Where convene renders, below the data folder, when nobody says otherwise.
-const RENDERED: &str = "convene/agent.json";
 
 /// What `doctor` looks at.
 #[derive(Debug, Clone)]
@@ -49,7 +46,10 @@ impl Doctoring {
         Ok(Self {
             output: reader.choice("output", output, OUTPUTS)?.unwrap_or_default(),
             inside,
-            rendered: reader.env.get("CONVENE_CONFIG_OUT").map_or_else(|| local.data_dir.join(RENDERED), PathBuf::from),
+            rendered: reader
+                .env
+                .get("CONVENE_CONFIG_OUT")
+                .map_or_else(|| default_config_out(&local.data_dir), PathBuf::from),
             namespace: namespace.or_else(|| local.owner.namespace.clone()),
             stateful_set: named.or(own.filter(|_| !elsewhere)),
             access: needed_kubernetes(reader).ok(),

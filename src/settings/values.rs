@@ -26,12 +26,14 @@ pub fn config_out(
 ) -> Result<PathBuf, SettingsError> {
     match reader.text(&node.config_out) {
         Some(given) => Ok(given.into()),
-        None => Ok(data_dir(reader, common, command)?.join(DEFAULT_CONFIG_OUT)),
+        None => Ok(default_config_out(&data_dir(reader, common, command)?)),
     }
 }
 
-/// Below the data folder.
-const DEFAULT_CONFIG_OUT: &str = "convene/agent.json";
+/// Where convene renders when nobody says otherwise.
+pub fn default_config_out(data_dir: &Path) -> PathBuf {
+    data_dir.join("convene/agent.json")
+}
 
 pub(super) fn missing(what: &str, mend: &str) -> SettingsError {
     SettingsError::Missing { what: what.to_owned(), mend: mend.to_owned() }

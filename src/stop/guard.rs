@@ -58,7 +58,7 @@ impl Seen {
         let back = view.others.iter().filter(|voter| voter.is_healthy() && !voter.terminating);
         back.for_each(|voter| _ = self.gone.remove(&voter.address));
         self.gone.extend(view.others.iter().filter(|voter| voter.terminating).map(|voter| voter.address));
-        let first = |voter: &&Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
+        let first = |voter: &&Voter| goes_first(voter, view, us);
         // Whoever is well and is not to go first any more is none of them.
         let well = view.others.iter().filter(|voter| voter.is_healthy() && !first(voter)).map(|voter| voter.address);
         well.for_each(|address| _ = self.before.remove(&address));
@@ -106,11 +106,13 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
 
 /// Whether it is our turn as soon as those are well that come back in new Pods: nobody else is away, and nobody goes before us.
 pub fn is_next(view: &View, us: Us, seen: &Seen, waited: Duration) -> bool {
-    let goes_first = |voter: &Voter| voter.withdrawn || is_going(voter) && comes_first(voter, view, us);
     let returns = |voter: &Voter| !voter.terminating && seen.gone.contains(&voter.address);
     let living = view.others.iter().filter(|voter| !seen.is_dead(voter, waited));
     let (well, away): (Vec<_>, Vec<_>) = living.partition(|voter| voter.is_healthy());
-    view.we_vote() && !away.is_empty() && away.into_iter().all(returns) && !well.into_iter().any(goes_first)
+    view.we_vote()
+        && !away.is_empty()
+        && away.into_iter().all(returns)
+        && !well.into_iter().any(|voter| goes_first(voter, view, us))
 }
 
 /// For whom to wait of those that are behind the leader's log ([`super::lag`]); `None`: without us a majority has it.
@@ -135,6 +137,11 @@ pub fn majority_goes(view: &View) -> bool {
 /// It is being deleted, and has not ended yet.
 fn is_going(voter: &Voter) -> bool {
     voter.terminating && voter.is_healthy()
+}
+
+/// It is to go before us, whether or not we have withdrawn.
+fn goes_first(voter: &Voter, view: &View, us: Us) -> bool {
+    voter.withdrawn || is_going(voter) && comes_first(voter, view, us)
 }
 
 /// The higher ordinal, as a StatefulSet itself goes, and of two StatefulSets the higher address; where any Pod has no ordinal the address

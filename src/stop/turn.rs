@@ -15,6 +15,7 @@ use super::withdraw::{restore, withdraw};
 use crate::api::consul::ApiError;
 use crate::api::kube::KubeError;
 use crate::exit::chain;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -177,8 +178,10 @@ impl<'a> Turn<'a> {
         // Leadership may come again while we wait.
         self.handed_over &= awaited.line.is_none();
         if self.is_next(view, awaited) {
-            if !self.us.withdrawn {
-                return self.withdraw_ahead().await;
+            if let Some(server) = self.stopper.stable
+                && !self.us.withdrawn
+            {
+                return self.withdraw_ahead(server).await;
             }
             if let Ahead::Since(since) = self.ahead
                 && since.elapsed() < AHEAD
@@ -213,20 +216,9 @@ impl<'a> Turn<'a> {
         self.ahead != Ahead::Over && !self.unsure && !view.we_lead() && is_next()
     }
 
-    async fn withdraw_ahead(&mut self) {
-        let Some(server) = self.stopper.stable else {
-            self.ahead = Ahead::Over;
-            return sleep(LOOK).await;
-        };
-        self.ahead = Ahead::Over;
-        match withdraw(&self.stopper.looker, server, self.steps).await {
-            Ok(true) => (self.us.withdrawn, self.ahead) = (true, Ahead::Since(Instant::now())),
-            Ok(false) => {}
-            Err(error) => {
-                self.trouble.say("the own Service may lead to nobody", &error);
-                self.unsure = true;
-            }
-        }
+    async fn withdraw_ahead(&mut self, server: SocketAddr) {
+        self.us.withdrawn = self.leave_service(server).await.unwrap_or(false);
+        self.ahead = if self.us.withdrawn { Ahead::Since(Instant::now()) } else { Ahead::Over };
         self.stopper.asker.forget().await;
     }
 
@@ -239,20 +231,24 @@ impl<'a> Turn<'a> {
         }
         // Where nobody else votes nobody dials.
         let Some(server) = self.stopper.stable.filter(|_| !view.others.is_empty()) else { return Next::Break(()) };
-        match withdraw(&self.stopper.looker, server, self.steps).await {
-            Ok(true) if !late => (self.us.withdrawn, self.unsure) = (true, false),
-            Ok(_) => return Next::Break(()),
-            Err(error) => {
-                self.trouble.say("the own Service may lead to nobody", &error);
-                self.unsure = true;
-                if late || !self.trouble.is_young() {
-                    return Next::Break(());
-                }
-                sleep(LOOK).await;
-            }
+        match self.leave_service(server).await {
+            Some(true) if !late => (self.us.withdrawn, self.unsure) = (true, false),
+            Some(_) => return Next::Break(()),
+            None if late || !self.trouble.is_young() => return Next::Break(()),
+            None => sleep(LOOK).await,
         }
         self.stopper.asker.forget().await;
         Next::Continue(())
+    }
+
+    /// Whether our Service leads nowhere now; `None`: that is not known, and so nor is what our label says.
+    async fn leave_service(&mut self, server: SocketAddr) -> Option<bool> {
+        let withdrawn = withdraw(&self.stopper.looker, server, self.steps).await;
+        if let Err(error) = &withdrawn {
+            self.trouble.say("the own Service may lead to nobody", error);
+            self.unsure = true;
+        }
+        withdrawn.ok()
     }
 }
 
