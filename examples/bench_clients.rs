@@ -95,9 +95,8 @@ fn sidecars(deployment: &str) -> Value {
 fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
-    let only = figures::only();
     let mut all: Vec<(&'static str, Option<f64>, Vec<Ran>)> = Vec::new();
-    for variant in variants().into_iter().filter(|variant| variant.name.contains(&only)) {
+    for variant in variants().into_iter().filter(|variant| figures::is_chosen(variant.name)) {
         let namespace = Namespace::new("bench-clients");
         namespace.apply(&variant.servers);
         namespace.formed(3);

@@ -114,10 +114,11 @@ fn main() -> ExitCode {
     let given = Given::from_env();
     let runs = figures::runs(RUNS);
     let nodes = nodes().len();
-    let only = figures::only();
     let mut all: Vec<(&'static str, Disturbance, Option<Bound>, Vec<Ran>)> = Vec::new();
     for mut variant in variants(nodes) {
-        variant.rows.retain(|(disturbance, _)| format!("{}, {}", variant.name, disturbance.name()).contains(&only));
+        variant
+            .rows
+            .retain(|(disturbance, _)| figures::is_chosen(&format!("{}, {}", variant.name, disturbance.name())));
         if variant.rows.is_empty() {
             continue;
         }
@@ -182,6 +183,7 @@ fn settle_neighbours(namespace: &Namespace) {
 
 /// One run, from the order until all is well again.
 fn disturb(namespace: &Namespace, disturbance: Disturbance, count: usize) -> Ran {
+    figures::quiet();
     let (took, seen) = while_watched(namespace, count, |followed| {
         let before = followed.uids();
         if disturbance == Disturbance::Slept {

@@ -387,6 +387,14 @@ fn one_that_stays_in_the_catalog_is_69_and_the_others_go_all_the_same() {
 }
 
 #[test]
+fn gossip_that_lost_the_message_is_told_again() {
+    let world = World::new(2, 1);
+    world.agent.expect(Call::put("/v1/agent/force-leave/c2", Reply::ok("")));
+    says(&world.reap(&["--yes"]), 0, &["c2      m2       removed in ", "1 removed"]);
+    assert_eq!(world.asked_to_remove(), 2);
+}
+
+#[test]
 fn a_client_that_gossip_has_forgotten_already_is_done_when_the_leader_has() {
     let world = World::new(2, 1);
     let unknown = "agent: No node found with name 'c2'".to_owned();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Mutex;
@@ -468,6 +468,36 @@ impl Namespace {
         self.wait_until_gone().unwrap_or_else(|why| panic!("{why}"));
     }
 
+    /// Waits until the controllers and kube-proxy hear the API server again, for which they take up to a minute each after it was away:
+    /// a Service leads somewhere that did not before.
+    fn wait_until_whole(&self) -> Result<(), String> {
+        let port = 10250;
+        let machines = self.proxy.get("/api/v1/nodes").unwrap_or_default();
+        let addresses = machines["items"][0]["status"]["addresses"].as_array().cloned().unwrap_or_default();
+        let kubelet = addresses.into_iter().find(|one| one["type"] == "InternalIP").unwrap_or_default();
+        let named = json!({"name": "leads", "namespace": self.name});
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": named,
+            "spec": {"ports": [{"port": port}]}});
+        let behind = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": named,
+            "subsets": [{"addresses": [{"ip": kubelet["address"]}], "ports": [{"port": port}]}]});
+        let file = self.folder.path().join("leads.json");
+        fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": [service, behind]}).to_string())
+            .map_err(|why| why.to_string())?;
+        run(kubectl(["create", "-f"]).arg(file))?;
+        let leads = || {
+            let ip = self.cluster_ip("leads")?;
+            TcpStream::connect_timeout(&(ip, port).into(), Duration::from_secs(1)).ok()
+        };
+        let begun = Instant::now();
+        while leads().is_none() {
+            if begun.elapsed() > HANG {
+                return Err("the cluster that was broken does not become whole".to_owned());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
     fn wait_until_gone(&self) -> Result<(), String> {
         let names = || [&self.name].into_iter().chain(&self.beside);
         let begun = Instant::now();
@@ -492,7 +522,9 @@ impl Drop for Namespace {
         if failed {
             eprintln!("{}: logs and events are kept in {}", self.test, self.keep().display());
         }
-        match self.remove() {
+        // The next test is to find it as it should be.
+        let whole = if self.breaking.is_some() { self.wait_until_whole() } else { Ok(()) };
+        match self.remove().and(whole) {
             Ok(()) => {}
             Err(why) if failed => eprintln!("{}: could not clean up: {why}", self.test),
             Err(why) => panic!("{}: could not clean up: {why}", self.test),
