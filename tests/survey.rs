@@ -764,6 +764,19 @@ fn the_address_of_the_pods_own_service_is_advertised_and_the_others_are_joined_a
 }
 
 #[test]
+fn by_dns_alone_that_address_may_be_tried_beside_the_agent_too() {
+    let seated = Seated::new();
+    // A broadcast address: nobody can be reached there, and it never leaves the machine.
+    let nowhere = "127.255.255.255".parse().unwrap();
+    seated.service(0, Answer::Addresses(vec![nowhere]));
+    seated.init(&["--hairpin=beside"]).ends(0, &[]);
+    let behind_the_headless_service = serde_json::json!(["consul-server.prod.svc.cluster.local"]);
+    assert_eq!(seated.rendered(), (nowhere.to_string(), behind_the_headless_service));
+    let record = std::fs::read_to_string(seated.data.path().join("convene/record.json")).unwrap();
+    assert!(record.contains("\"untried\": {"), "{record}");
+}
+
+#[test]
 fn without_such_a_service_the_pods_own_address_is_advertised() {
     let seated = Seated::new();
     seated.service(0, Answer::NxDomain);

@@ -44,8 +44,8 @@ pub struct Lasting {
     pub untried: bool,
 }
 
-/// Finds the stable address; `None`: there is none, and the Pod's own is advertised. With `later` one that nobody used before and that
-/// the API describes well is not tried here.
+/// Finds the stable address; `None`: there is none, and the Pod's own is advertised. With `later` one that nobody used before is not tried
+/// here, unless the API describes it as one that cannot lead to us.
 ///
 /// # Errors
 /// Why it cannot be told yet, and what would end the wait.
@@ -77,7 +77,7 @@ pub async fn find(
         if recorded.is_some() && found.described.is_some() {
             return lasting(ip);
         }
-        if later && found.leads_here(local.peer.server) {
+        if later && found.may_lead_here(local.peer.server) {
             return Ok(Some(Lasting { ip, untried: true }));
         }
         let left = patience.saturating_sub(begun.elapsed());
@@ -235,9 +235,9 @@ impl Found {
         first.or(stable.first()).copied()
     }
 
-    /// As the API describes it, it leads to our Pod from its first moment on.
-    fn leads_here(&self, port: u16) -> bool {
-        self.described.as_ref().is_some_and(|service| service.not_ready_too && service.tcp_ports.contains(&port))
+    /// For all that the API says it leads to our Pod from its first moment on. DNS says no more than that it is there.
+    fn may_lead_here(&self, port: u16) -> bool {
+        self.described.as_ref().is_none_or(|service| service.not_ready_too && service.tcp_ports.contains(&port))
     }
 
     /// What probably keeps it from leading to our Pod.
