@@ -139,7 +139,7 @@ fn a_leave_that_would_cost_the_quorum_is_refused_with_its_numbers() {
     namespace.apply(&source.setting("CONVENE_GRACE_PERIOD", "30s"));
     namespace.formed(5);
     let dead = [1, 2].map(|ordinal| freeze(&namespace, ordinal));
-    namespace.scale(3);
+    namespace.kubectl(&["scale", "statefulset", "consul-server", "--replicas=3"]);
     // Of five with two dead all others are needed: at the last look one of them may lack a leader for a moment.
     namespace.line(&server(4), "consul", &["gate 3: 2 of the 4 voters without us answer, which is no majority"]);
     let refused = || told(&namespace, &server(4), "NotLeft");
