@@ -7,6 +7,7 @@ use super::kubectl;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufReader;
+use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -67,6 +68,13 @@ impl Followed {
     /// The UIDs of the Pods now.
     pub fn uids(&self) -> BTreeSet<String> {
         self.lock().pods.keys().cloned().collect()
+    }
+
+    /// The address of a Pod now.
+    pub fn address(&self, pod: &str) -> Option<IpAddr> {
+        let seen = self.lock();
+        let mut named = seen.pods.values().filter(|one| one["metadata"]["name"] == pod);
+        named.find_map(|one| one["status"]["podIP"].as_str()?.parse().ok())
     }
 
     /// Waits for a change until the time is over; gives the Pods.

@@ -108,7 +108,12 @@ impl Secured {
 
     /// A server's API as the Kubernetes API's proxy names it.
     pub fn api(&self, pod: &str) -> String {
-        if self.has(TLS) { format!("https:{pod}:8501") } else { format!("{pod}:8500") }
+        if self.speaks_tls() { format!("https:{pod}:8501") } else { format!("{pod}:8500") }
+    }
+
+    /// Whether the agents' HTTP API is served over TLS alone.
+    pub fn speaks_tls(&self) -> bool {
+        self.has(TLS)
     }
 
     /// A Pod whose first container asks the servers, and knows how.
