@@ -100,12 +100,12 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
             Err(error) => return no(error.to_string()),
         }
         match asker.agent.transfer_leader(id).await {
-            Ok(()) => return followed(asker, next).await,
+            Ok(()) => return followed(asker, next, followers(view)).await,
             Err(error) if error.is_denied() => return no(why_not(&error)),
             Err(error) => {
                 let leader = leads_after(asker).await;
                 if leader == Some(next.address) {
-                    return followed(asker, next).await;
+                    return followed(asker, next, followers(view)).await;
                 }
                 why = format!("{} could not take it: {error}", next.name());
                 // Without an answer the transfer may still be under way.
@@ -130,8 +130,15 @@ async fn leads_after(asker: &Asker) -> Option<SocketAddr> {
     None
 }
 
-/// Waits until we and the other healthy servers follow the new leader.
-async fn followed(asker: &Asker, next: &Voter) -> HandedOver {
+/// How many others are to follow a new leader until it counts as such: as many as it needs once we have stopped, and of those that are away
+/// nobody, whom a leader that hands over while it waits does not need yet.
+fn followers(view: &View) -> usize {
+    let well = view.others.iter().filter(|voter| voter.is_healthy()).count();
+    well.min(view.count().div_ceil(2))
+}
+
+/// Waits until we and so many of the others follow the new leader.
+async fn followed(asker: &Asker, next: &Voter, followers: usize) -> HandedOver {
     let begun = Instant::now();
     let mut leader = None;
     // Their Pods make no difference any more.
@@ -141,7 +148,7 @@ async fn followed(asker: &Asker, next: &Voter) -> HandedOver {
         if let Ok(view) = asker.view().await {
             leader = view.leader;
             let follows = |voter: &&Voter| voter.is_healthy();
-            if leader == Some(next.address) && view.others.iter().filter(follows).count() * 2 >= view.count() {
+            if leader == Some(next.address) && view.others.iter().filter(follows).count() >= followers {
                 return HandedOver::To(next.name());
             }
         }
@@ -168,6 +175,15 @@ fn why_not(error: &ApiError) -> String {
 mod tests {
     use super::super::voters::tests::{at, view, voter};
     use super::*;
+
+    #[test]
+    fn a_new_leader_is_followed_by_those_that_it_needs_and_not_by_one_that_is_away() {
+        assert_eq!(followers(&view(1, vec![voter(0), voter(2)])), 2);
+        assert_eq!(followers(&view(1, vec![voter(0), voter(2).away()])), 1);
+        let five = |others: [Voter; 4]| followers(&view(1, others.to_vec()));
+        assert_eq!(five([voter(0), voter(2), voter(3), voter(4)]), 3);
+        assert_eq!(five([voter(0), voter(2), voter(3).away(), voter(4).away()]), 2);
+    }
 
     fn of(n: u32, revision: &str) -> Voter {
         Voter { revision: Some(revision.to_owned()), ..voter(n) }
