@@ -1458,12 +1458,16 @@ fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
 fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no_other() {
     let mut scene = leading();
     scene.goes(1);
-    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
-    scene.is_taken_by(2, 1);
+    hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
     scene.end(1);
     hook.says("the stop waits: consul-server-1 is away");
+    scene.us().wait_for_more("/v1/status/leader", 6);
+    // Only who is about to listen is dialled anew in time.
+    assert_eq!(scene.us().requests().iter().filter(|request| request.target.contains("transfer-leader")).count(), 0);
+    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
+    scene.is_taken_by(2, 1);
     scene.start(1);
     scene.follows(1, Some(2));
     hook.ended().ends(0, &["handed leadership over to consul-server-2 in", "because consul-server-1"]);

@@ -56,6 +56,13 @@ pub fn somebody_stays(view: &View, revision: Option<&str>) -> bool {
     next.is_some_and(|next| !next.terminating && !is_new(next, revision))
 }
 
+/// Whether all that are away are about to listen, and some are. raft tries ever more seldom whom it does not reach, after 1, 3 and 5 s (1.7.3,
+/// `replicateTo`), also once it could; a leader that is new then begins anew, and one that was new before would not.
+pub fn all_arrive(view: &View) -> bool {
+    let mut away = view.others.iter().filter(|voter| !voter.is_healthy()).peekable();
+    away.peek().is_some() && away.all(|voter| voter.placed)
+}
+
 /// All that may lead, in the order in which they are asked.
 fn successors<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Vec<&'a Voter> {
     let (mut left, mut order) = (view.clone(), Vec::new());
@@ -175,6 +182,15 @@ fn why_not(error: &ApiError) -> String {
 mod tests {
     use super::super::voters::tests::{at, view, voter};
     use super::*;
+
+    #[test]
+    fn a_leader_that_waits_goes_when_those_that_are_away_have_a_place() {
+        let gone = |n: u32| Voter { placed: false, ..voter(n).away() };
+        assert!(all_arrive(&view(1, vec![voter(0), voter(2).away()])));
+        assert!(!all_arrive(&view(1, vec![voter(0), gone(2)])));
+        assert!(!all_arrive(&view(1, vec![gone(0), voter(2).away()])));
+        assert!(!all_arrive(&view(1, vec![voter(0), voter(2)])), "nobody is away");
+    }
 
     #[test]
     fn a_new_leader_is_followed_by_those_that_it_needs_and_not_by_one_that_is_away() {

@@ -59,6 +59,8 @@ pub struct Voter {
     pub terminating: bool,
     /// And it was taken out of its own Service, right before its end.
     pub withdrawn: bool,
+    /// Its Pod is not being deleted, and has an address.
+    pub placed: bool,
     /// The Kubernetes API was asked of its Pod and failed to tell, which it may do the next time.
     pub untold: bool,
     /// The revision of the StatefulSet that its Pod was made from.
@@ -250,6 +252,7 @@ impl Asker {
             away: away.map(|away| away.to_string()),
             terminating: told.as_ref().is_some_and(Pod::is_terminating),
             withdrawn: told.as_ref().is_some_and(Pod::is_withdrawn),
+            placed: told.as_ref().is_some_and(|pod| !pod.is_terminating() && !pod.ips.is_empty()),
             untold,
             revision: told.and_then(|pod| pod.revision),
             pod,
@@ -348,6 +351,7 @@ pub(crate) mod tests {
             late: false,
             terminating: false,
             withdrawn: false,
+            placed: true,
             untold: false,
             revision: None,
         }
