@@ -1381,6 +1381,11 @@ impl Scene {
         self.us().expect(Call::post(&format!("/v1/operator/raft/transfer-leader?id=id-{ordinal}"), reply));
     }
 
+    /// How often somebody was.
+    fn asked_to_lead(&self) -> usize {
+        self.us().requests().iter().filter(|request| request.target.contains("transfer-leader")).count()
+    }
+
     /// All follow the new leader once so many have been asked.
     fn is_taken_by(&self, leader: u8, asked: usize) {
         self.us().wait_for("/v1/operator/raft/transfer-leader", asked);
@@ -1464,7 +1469,7 @@ fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no
     hook.says("the stop waits: consul-server-1 is away");
     scene.us().wait_for_more("/v1/status/leader", 6);
     // Only who is about to listen is dialled anew in time.
-    assert_eq!(scene.us().requests().iter().filter(|request| request.target.contains("transfer-leader")).count(), 0);
+    assert_eq!(scene.asked_to_lead(), 0);
     scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
     scene.is_taken_by(2, 1);
@@ -1477,7 +1482,7 @@ fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
     scene.us().wait_for_more("/v1/status/leader", 6);
-    assert_eq!(scene.us().requests().iter().filter(|request| request.target.contains("transfer-leader")).count(), 0);
+    assert_eq!(scene.asked_to_lead(), 0);
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub fn shut(view: &View, higher: &[String]) -> Option<String> {
         return Some(format!("gate 2: we are not among the {} raft peers", view.others.len()));
     }
     let voters = view.others.len();
-    let answering = view.others.iter().filter(|voter| voter.is_healthy()).count();
+    let answering = view.well();
     // Nobody else votes: a leave would end the cluster.
     if answering * 2 <= voters || voters == 0 {
         let silent: Vec<String> = view

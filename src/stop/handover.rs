@@ -97,6 +97,7 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
         let behind = Lag::default().behind(asker, &voting).await;
         order.sort_by_key(|next| (is_new(next, revision), behind.contains(&next.address)));
     }
+    let followers = followers(view);
     let mut why = "no other voter is well".to_owned();
     for next in order {
         let Some(id) = ids.get(&next.address) else { continue };
@@ -107,12 +108,12 @@ pub async fn hand_over(asker: &Asker, view: &View, revision: Option<&str>) -> Ha
             Err(error) => return no(error.to_string()),
         }
         match asker.agent.transfer_leader(id).await {
-            Ok(()) => return followed(asker, next, followers(view)).await,
+            Ok(()) => return followed(asker, next, followers).await,
             Err(error) if error.is_denied() => return no(why_not(&error)),
             Err(error) => {
                 let leader = leads_after(asker).await;
                 if leader == Some(next.address) {
-                    return followed(asker, next, followers(view)).await;
+                    return followed(asker, next, followers).await;
                 }
                 why = format!("{} could not take it: {error}", next.name());
                 // Without an answer the transfer may still be under way.
@@ -140,8 +141,7 @@ async fn leads_after(asker: &Asker) -> Option<SocketAddr> {
 /// How many others are to follow a new leader until it counts as such: as many as it needs once we have stopped, and of those that are away
 /// nobody, whom a leader that hands over while it waits does not need yet.
 fn followers(view: &View) -> usize {
-    let well = view.others.iter().filter(|voter| voter.is_healthy()).count();
-    well.min(view.count().div_ceil(2))
+    view.well().min(view.count().div_ceil(2))
 }
 
 /// Waits until we and so many of the others follow the new leader.
@@ -154,8 +154,7 @@ async fn followed(asker: &Asker, next: &Voter, followers: usize) -> HandedOver {
     while begun.elapsed() < FOLLOWED {
         if let Ok(view) = asker.view().await {
             leader = view.leader;
-            let follows = |voter: &&Voter| voter.is_healthy();
-            if leader == Some(next.address) && view.others.iter().filter(follows).count() >= followers {
+            if leader == Some(next.address) && view.well() >= followers {
                 return HandedOver::To(next.name());
             }
         }

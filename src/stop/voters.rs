@@ -84,6 +84,11 @@ impl View {
     pub fn count(&self) -> usize {
         self.others.len() + usize::from(self.we_vote())
     }
+
+    /// How many others answer and follow the same leader.
+    pub fn well(&self) -> usize {
+        self.others.iter().filter(|voter| voter.is_healthy()).count()
+    }
 }
 
 // === impl Voter ===

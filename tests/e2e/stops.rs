@@ -145,7 +145,7 @@ fn a_leave_that_would_cost_the_quorum_is_refused_with_its_numbers() {
     let refused = || told(&namespace, &server(4), "NotLeft");
     namespace.wait_for("a refusal", || !refused().is_empty());
     let refused = refused();
-    assert!(refused[0].contains("did not leave within"), "{refused:?}");
+    assert!(refused[0].contains("did not leave within") && refused[0].contains("since gate "), "{refused:?}");
     dead.into_iter().for_each(|agent| kill(agent, Signal::SIGCONT).unwrap());
 }
 

@@ -187,9 +187,13 @@ impl Namespace {
 
     /// Creates one object, in whichever namespace it names.
     pub fn create_object(&self, object: &Value) {
+        self.try_create(object).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn try_create(&self, object: &Value) -> Result<(), String> {
         let file = self.folder.path().join("object.json");
-        fs::write(&file, object.to_string()).unwrap();
-        run(kubectl(["create", "-f"]).arg(file)).unwrap_or_else(|why| panic!("{why}"));
+        fs::write(&file, object.to_string()).map_err(|why| why.to_string())?;
+        run(kubectl(["create", "-f"]).arg(file)).map(drop)
     }
 
     /// `kubectl` in this namespace; what it printed, or what went wrong.
@@ -394,15 +398,11 @@ impl Namespace {
     /// Waits for a condition; the Pods' states are told when it does not come.
     #[track_caller]
     pub fn wait_for(&self, what: &str, done: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while !done() {
-            assert!(
-                begun.elapsed() < HANG,
-                "waited for {what}\n{}",
-                self.try_kubectl(&["get", "pods", "-o", "wide"]).unwrap_or_else(|why| why)
-            );
-            std::thread::sleep(LOOK);
-        }
+        assert!(
+            comes(done),
+            "waited for {what}\n{}",
+            self.try_kubectl(&["get", "pods", "-o", "wide"]).unwrap_or_else(|why| why)
+        );
     }
 
     /// Waits for a line of a container's log that has each part, and gives it.
@@ -480,37 +480,24 @@ impl Namespace {
             "spec": {"ports": [{"port": port}]}});
         let behind = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": named,
             "subsets": [{"addresses": [{"ip": kubelet["address"]}], "ports": [{"port": port}]}]});
-        let file = self.folder.path().join("leads.json");
-        fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": [service, behind]}).to_string())
-            .map_err(|why| why.to_string())?;
-        run(kubectl(["create", "-f"]).arg(file))?;
+        self.try_create(&json!({"apiVersion": "v1", "kind": "List", "items": [service, behind]}))?;
         let leads = || {
             let ip = self.cluster_ip("leads")?;
             TcpStream::connect_timeout(&(ip, port).into(), Duration::from_secs(1)).ok()
         };
-        let begun = Instant::now();
-        while leads().is_none() {
-            if begun.elapsed() > HANG {
-                return Err("the cluster that was broken does not become whole".to_owned());
-            }
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
+        let whole = comes(|| leads().is_some());
+        whole.then_some(()).ok_or_else(|| "the cluster that was broken does not become whole".to_owned())
     }
 
     fn wait_until_gone(&self) -> Result<(), String> {
         let names = || [&self.name].into_iter().chain(&self.beside);
-        let begun = Instant::now();
         let gone = |name: &String| {
             self.proxy
                 .request("GET", &format!("/api/v1/namespaces/{name}"), "")
                 .is_some_and(|(status, _)| status == 404)
         };
-        while !names().all(gone) {
-            if begun.elapsed() > HANG {
-                return Err(format!("namespace {} does not go away", self.name));
-            }
-            std::thread::sleep(LOOK);
+        if !comes(|| names().all(gone)) {
+            return Err(format!("namespace {} does not go away", self.name));
         }
         self.given.empty_volumes()
     }
@@ -530,6 +517,18 @@ impl Drop for Namespace {
             Err(why) => panic!("{}: could not clean up: {why}", self.test),
         }
     }
+}
+
+/// Looks until it is so; whether it was in time.
+fn comes(done: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !done() {
+        if begun.elapsed() >= HANG {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
 }
 
 /// The name of a server's Pod.
