@@ -94,7 +94,7 @@ pub enum KubeError {
     /// It does not know us.
     #[error(
         "the Kubernetes API answered 401: it does not accept this token, and so lets nobody {verb} {resource}{}; \
-         the service account was deleted or made anew: delete the Pod, so that it gets a new token",
+         the service account was deleted or made anew (delete the Pod, so that it gets a new token), or this Pod was deleted by force",
         within(.namespace.as_deref())
     )]
     Unknown {

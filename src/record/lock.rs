@@ -1,8 +1,8 @@
 //! Who works on the volume: locks in convene's folder and the agent's own on its log, each gone with the process that holds it.
 //!
 //! Takes a volume, gives a [`Held`] or says that somebody else has it. Never waits: whoever waits says so itself, and stays
-//! interruptible. Only the record's own lock is waited for, which nobody holds for longer than a write takes. Fails with
-//! [`RecordError`] when the file cannot be made or locked.
+//! interruptible. Only the record's own lock and that of those that wait are waited for: nobody holds the one for longer than a write
+//! takes, or the other alone for longer than a look. Fails with [`RecordError`] when the file cannot be made or locked.
 
 use super::{FOLDER, RecordError, Volume};
 use nix::errno::Errno;
@@ -66,7 +66,8 @@ impl Volume {
     /// [`RecordError::Io`].
     pub fn try_lock(&self, lock: Lock) -> Result<Option<Held>, RecordError> {
         let how = match lock {
-            Lock::Waiting => FlockArg::LockSharedNonblock,
+            // Who only looks has it alone for a moment.
+            Lock::Waiting => FlockArg::LockShared,
             Lock::Stopping | Lock::Agent => FlockArg::LockExclusiveNonblock,
         };
         match Flock::lock(self.lock_file(lock.name())?, how) {
