@@ -21,6 +21,9 @@ use tokio::time::{Instant, timeout};
 /// How long another server may take: it has the answer in memory, and a stop has no time for the silent.
 pub(super) const ASKED: Duration = Duration::from_millis(700);
 
+/// And to be reached, of that: it takes no process to answer a dial. Whoever is not reached yet is dialled again all the sooner.
+const REACHED: Duration = Duration::from_millis(250);
+
 /// How soon the Kubernetes API is asked again of the same Pod: of many servers that wait each asks for all others.
 const TOLD: Duration = Duration::from_millis(500);
 
@@ -127,6 +130,16 @@ impl std::fmt::Display for Away {
             Self::Follows(None) => f.write_str("it knows no leader"),
             Self::Silent(why) | Self::Late(why) => f.write_str(why),
         }
+    }
+}
+
+/// Why nobody reaches a Pod by its own Service, as far as the Kubernetes API tells. It is not dialled: the kernel says to each of us only once a
+/// second that a Service leads nowhere (`icmp_ratelimit`), and a raft leader that is not told so waits for Consul's 10 s.
+fn unreachable(pod: &Pod) -> Option<&'static str> {
+    match pod {
+        pod if pod.is_withdrawn() => Some("its Service leads nowhere"),
+        pod if !pod.is_terminating() && pod.ips.is_empty() => Some("its Pod has no address yet"),
+        _ => None,
     }
 }
 
@@ -247,7 +260,11 @@ impl Asker {
 
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
-        let (away, (told, untold)) = tokio::join!(self.away(address, leader), self.told(pod.as_deref()));
+        let (told, untold) = self.told(pod.as_deref()).await;
+        let away = match told.as_ref().filter(|_| !untold).and_then(unreachable) {
+            Some(why) => Some(Away::Silent(why.to_owned())),
+            None => self.away(address, leader).await,
+        };
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
             address,
@@ -268,9 +285,10 @@ impl Asker {
     async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<Away> {
         let silent = |why: String| Some(Away::Silent(why));
         let asked = async {
-            let mut open = match dial(address).await {
-                Ok(open) => open,
-                Err(error) => return silent(format!("{address}: {error}")),
+            let mut open = match timeout(REACHED, dial(address)).await {
+                Ok(Ok(open)) => open,
+                Ok(Err(error)) => return silent(format!("{address}: {error}")),
+                Err(_) => return Some(Away::Late(format!("{address} is silent"))),
             };
             let agent = match self.peers.at(address.ip()) {
                 Ok(agent) => agent,
