@@ -1202,6 +1202,25 @@ fn next_to_go() -> (Scene, Running) {
 }
 
 #[test]
+fn whose_turn_is_next_withdraws_once_the_one_before_it_has_withdrawn_and_ended() {
+    let mut scene = Scene::of(1, 3);
+    scene.our_labelled_pod_is_deleted();
+    scene.goes(2);
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-2 stops too, and the higher ordinal goes first");
+    scene.withdraws(2);
+    hook.says("the stop waits: consul-server-2 is about to stop");
+    assert_eq!(scene.labels_given(), [""; 0], "it looks once more whether another one withdraws");
+    scene.end(2);
+    scene.wait_for_labels(&[OUT], &hook);
+    scene.our_service_leads_nowhere();
+    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
+    scene.start(2);
+    hook.ended().ends(0, &["its Service leads nowhere after"]);
+    assert_eq!(scene.labels_given(), [OUT], "once");
+}
+
+#[test]
 fn whose_turn_is_next_withdraws_already_while_the_one_before_it_comes_back() {
     let (mut scene, hook) = next_to_go();
     scene.start(2);

@@ -104,9 +104,10 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
-/// Whether it is our turn as soon as those are well that come back in new Pods: nobody else is away, and nobody goes before us.
+/// Whether it is our turn as soon as those are well that come back in new Pods, or have gone to: nobody else is away, and nobody goes before us.
 pub fn is_next(view: &View, us: Us, seen: &Seen, waited: Duration) -> bool {
-    let returns = |voter: &Voter| !voter.terminating && seen.gone.contains(&voter.address);
+    // Who has withdrawn and is away has ended, and looks no more whether another one withdraws.
+    let returns = |voter: &Voter| (!voter.terminating || voter.withdrawn) && seen.gone.contains(&voter.address);
     let living = view.others.iter().filter(|voter| !seen.is_dead(voter, waited));
     let (well, away): (Vec<_>, Vec<_>) = living.partition(|voter| voter.is_healthy());
     view.we_vote()
@@ -258,13 +259,16 @@ mod tests {
     }
 
     #[test]
-    fn whose_turn_it_is_next_is_known_once_the_one_before_it_has_a_new_pod() {
+    fn whose_turn_it_is_next_is_known_once_the_one_before_it_has_ended() {
         let all_go = |us: u32, others: [u32; 2]| view(us, others.map(|n| voter(n).going()).to_vec());
         let is_next =
             |ordinal: u32, looks: &[View]| is_next(looks.last().unwrap(), us(ordinal), &seen_by(ordinal, looks), NOW);
         assert!(!is_next(1, &[all_go(1, [0, 2])]), "the highest goes first");
         let ending = || view(1, vec![voter(0).going(), voter(2).going().away()]);
         assert!(!is_next(1, &[all_go(1, [0, 2]), ending()]), "its Pod is still there");
+        let ended = |two: Voter| [all_go(1, [0, 2]), view(1, vec![voter(0).going(), two])];
+        assert!(is_next(1, &ended(voter(2).withdrawn().away())), "it has withdrawn and ended");
+        assert!(!is_next(1, &ended(voter(2).withdrawn())), "it looks once more whether another one withdraws");
         let starting = |us: u32, other: u32| view(us, vec![voter(other).going(), voter(2).away()]);
         assert!(is_next(1, &[all_go(1, [0, 2]), ending(), starting(1, 0)]));
         assert!(!is_next(0, &[all_go(0, [1, 2]), starting(0, 1)]), "the middle one goes before the lowest");

@@ -133,13 +133,15 @@ impl std::fmt::Display for Away {
     }
 }
 
-/// Why nobody reaches a Pod by its own Service, as far as the Kubernetes API tells. It is not dialled: the kernel says to each of us only once a
-/// second that a Service leads nowhere (`icmp_ratelimit`), and a raft leader that is not told so waits for Consul's 10 s.
-fn unreachable(pod: &Pod) -> Option<&'static str> {
+/// Where a server answers, as far as the Kubernetes API tells of its Pod; else its address, and `None`: nowhere.
+///
+/// Nobody dials in vain an address that leads nowhere: the kernel says so to each of us only once a second (`icmp_ratelimit`), a dial that is
+/// told nothing takes its time, and a raft leader's takes Consul's 10 s.
+fn reached_at(address: SocketAddr, pod: Option<&Pod>) -> Option<SocketAddr> {
     match pod {
-        pod if pod.is_withdrawn() => Some("its Service leads nowhere"),
-        pod if !pod.is_terminating() && pod.ips.is_empty() => Some("its Pod has no address yet"),
-        _ => None,
+        Some(pod) if pod.is_withdrawn() => pod.ips.first().map(|ip| SocketAddr::new(*ip, address.port())),
+        Some(pod) if !pod.is_terminating() && pod.ips.is_empty() => None,
+        _ => Some(address),
     }
 }
 
@@ -261,9 +263,9 @@ impl Asker {
     async fn voter(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Voter {
         let pod = self.pods.get(&address.ip()).cloned();
         let (told, untold) = self.told(pod.as_deref()).await;
-        let away = match told.as_ref().filter(|_| !untold).and_then(unreachable) {
-            Some(why) => Some(Away::Silent(why.to_owned())),
-            None => self.away(address, leader).await,
+        let away = match reached_at(address, told.as_ref().filter(|_| !untold)) {
+            Some(address) => self.away(address, leader).await,
+            None => Some(Away::Silent("its Pod has no address yet".to_owned())),
         };
         let beside = pod.as_deref().filter(|pod| self.seat.as_ref().is_some_and(|seat| seat.is_beside(pod)));
         Voter {
