@@ -4,7 +4,7 @@
 //! where nobody on that machine says so it hears nothing for Consul's 10 s (1.22.6: no setting shortens it), while the server is back
 //! after four. A Service that leads nowhere refuses at once, and Raft tries again.
 //!
-//! Turns the label by which the Service finds the Pod to `false`, then waits until a dial of the own address is refused. What is connected
+//! Turns the label by which the Service finds the Pod to `false`, then waits until a dial of the own address fails. What is connected
 //! stays so: kube-proxy cuts no connection. Only for a Pod that is being deleted: its successor has the label again.
 
 use super::look::Looker;
@@ -22,8 +22,8 @@ use tracing::info;
 const CHANGED: Duration = Duration::from_secs(2);
 /// How often the address is dialled.
 const DIAL: Duration = Duration::from_millis(50);
-/// A dial that takes longer is none that is refused.
-const REFUSED: Duration = Duration::from_millis(250);
+/// How long a dial that leads here may take.
+const ANSWERED: Duration = Duration::from_millis(250);
 
 /// Has the Service of our Pod lead nowhere; `server` is our server port behind it. False: no Service finds us by the label, or it may not
 /// be changed, and the stop goes on without.
@@ -41,7 +41,7 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
         Some(changed) => changed?,
     }
     while begun.elapsed() < CHANGED {
-        if is_refused(server).await {
+        if leads_nowhere(server).await {
             steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
             return Ok(true);
         }
@@ -59,7 +59,8 @@ pub async fn restore(looker: &Looker) -> Result<(), KubeError> {
     looker.set_reachable(true).await.unwrap_or(Ok(()))
 }
 
-/// Whether a dial fails at once: kube-proxy has it refused, and another proxy may say that there is no way, or that it is not allowed.
-async fn is_refused(server: SocketAddr) -> bool {
-    matches!(timeout(REFUSED, TcpStream::connect(server)).await, Ok(Err(_)))
+/// Whether a dial fails: kube-proxy has it refused, which the kernel says only once a second to each of us (`icmp_ratelimit`), and another proxy may
+/// say that there is no way, or that it is not allowed. Where it leads here the kernel answers by itself.
+async fn leads_nowhere(server: SocketAddr) -> bool {
+    !matches!(timeout(ANSWERED, TcpStream::connect(server)).await, Ok(Ok(_)))
 }
