@@ -1479,27 +1479,12 @@ fn a_leader_whose_dial_is_lost_hands_leadership_over_before_it_waits() {
 }
 
 #[test]
-fn a_leader_that_waits_for_its_turn_hands_over_at_once_to_one_that_stays() {
+fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no_other() {
     let mut scene = leading();
     scene.goes(1);
-    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     let hook = scene.start_leave(&[], "600s");
-    scene.is_taken_by(2, 1);
     hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
     scene.end(1);
-    hook.says("the stop waits: consul-server-1 is away");
-    scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
-    scene.start(1);
-    scene.follows(1, Some(2));
-    hook.ended().ends(0, &["handed leadership over to consul-server-2 in", "because consul-server-1"]);
-}
-
-#[test]
-fn a_leader_that_waits_for_one_that_is_away_hands_over_when_that_has_its_place() {
-    let mut scene = leading();
-    scene.goes(1);
-    scene.end(1);
-    let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-1 is away");
     scene.us().wait_for_more("/v1/status/leader", 6);
     // Only who is about to listen is dialled anew in time.
@@ -1510,10 +1495,7 @@ fn a_leader_that_waits_for_one_that_is_away_hands_over_when_that_has_its_place()
     scene.start(1);
     scene.follows(1, Some(2));
     hook.ended().ends(0, &["handed leadership over to consul-server-2 in", "because consul-server-1"]);
-}
 
-#[test]
-fn a_leader_that_goes_last_leads_while_it_waits() {
     let scene = leading();
     [1, 2].into_iter().for_each(|other| scene.goes(other));
     let hook = scene.start_leave(&[], "600s");

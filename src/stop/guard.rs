@@ -147,7 +147,7 @@ fn goes_first(voter: &Voter, view: &View, us: Us) -> bool {
 
 /// The higher ordinal, as a StatefulSet itself goes, and of two StatefulSets the higher address; where any Pod has no ordinal the address
 /// decides for all, since everybody must come to the same order.
-pub fn comes_first(other: &Voter, view: &View, us: Us) -> bool {
+fn comes_first(other: &Voter, view: &View, us: Us) -> bool {
     let Some(address) = view.us else { return false };
     let ranked = us.ordinal.is_some() && view.others.iter().all(|voter| voter.rank().is_some());
     let rank = |rank: Option<u32>| rank.filter(|_| ranked);

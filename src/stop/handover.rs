@@ -7,7 +7,6 @@
 //! Whoever lacks what our log has ([`Lag::behind`]) cannot become leader, and nothing is written in the second in which that is tried
 //! (seen, 1.22.6). So it is asked last of its revision, and when one is asked in vain the next one is.
 
-use super::guard::{self, Us};
 use super::lag::Lag;
 use super::voters::{Asker, View, Voter};
 use crate::api::consul::ApiError;
@@ -55,14 +54,6 @@ fn is_new(voter: &Voter, revision: Option<&str>) -> bool {
 pub fn somebody_stays(view: &View, revision: Option<&str>) -> bool {
     let next = successor(view, revision, &BTreeMap::new());
     next.is_some_and(|next| !next.terminating && !is_new(next, revision))
-}
-
-/// Whether nobody is away yet, and one of our revision may lead who goes after us, if at all. Then a leader that waits for one that goes before it need not
-/// lead any more when its turn comes, and so may be out of its Service by then.
-pub fn one_goes_later(view: &View, us: Us, revision: Option<&str>) -> bool {
-    let later = |next: &Voter| !next.terminating || !guard::comes_first(next, view, us);
-    view.others.iter().all(Voter::is_healthy)
-        && successor(view, revision, &BTreeMap::new()).is_some_and(|next| later(next) && !is_new(next, revision))
 }
 
 /// Whether all that are away are about to listen, and some are. raft tries ever more seldom whom it does not reach, after 1, 3 and 5 s (1.7.3,
@@ -255,21 +246,6 @@ mod tests {
         assert!(stays(vec![of(0, "old"), of(1, "old").going()]));
         assert!(!stays(vec![of(0, "old").going(), of(1, "old").away()]));
         assert!(!stays(vec![of(0, "old").going(), of(1, "new")]), "old followers cannot read what it writes");
-    }
-
-    #[test]
-    fn a_leader_that_waits_goes_at_once_to_one_that_goes_after_it() {
-        let waits = |others: Vec<Voter>| {
-            one_goes_later(&view(1, others), Us { ordinal: Some(1), withdrawn: false }, Some("old"))
-        };
-        assert!(waits(vec![of(0, "old").going(), of(2, "old").going()]), "0 goes last");
-        assert!(waits(vec![of(0, "old"), of(2, "old").going()]));
-        assert!(
-            !waits(vec![of(0, "old").going(), of(2, "old").going().away()]),
-            "it would be new to whoever comes back"
-        );
-        assert!(!waits(vec![of(2, "old").going(), of(3, "old").going()]), "all go before us");
-        assert!(!waits(vec![of(0, "new").going(), of(2, "old").going()]), "old followers cannot read what it writes");
     }
 
     #[test]

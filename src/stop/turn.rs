@@ -7,7 +7,7 @@
 use super::ENDING;
 use super::course::{LOOK, Stopper};
 use super::guard::{self, Seen, Us};
-use super::handover::{all_arrive, one_goes_later, somebody_stays};
+use super::handover::{all_arrive, somebody_stays};
 use super::lag::Lag;
 use super::steps::{Steps, Wait};
 use super::voters::View;
@@ -168,13 +168,8 @@ impl<'a> Turn<'a> {
 
     /// It is not our turn.
     async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
-        let revision = self.stopper.looker.revision();
         // Another leader dials anew whom we do not reach.
-        let may_go = || {
-            awaited.lacks
-                || one_goes_later(view, self.us, revision)
-                || all_arrive(view) && somebody_stays(view, revision)
-        };
+        let may_go = || awaited.lacks || all_arrive(view) && somebody_stays(view, self.stopper.looker.revision());
         if view.we_lead() && !self.us.withdrawn && !self.unsure && !self.early && may_go() {
             self.early = true;
             self.stopper.hand_over(view, self.deadline, self.steps).await;

@@ -4,7 +4,7 @@
 //! where nobody on that machine says so it hears nothing for Consul's 10 s (1.22.6: no setting shortens it), while the server is back
 //! after four. A Service that leads nowhere refuses at once, and Raft tries again.
 //!
-//! Turns the label by which the Service finds the Pod to `false`, then waits until a dial of the own address fails. What is connected
+//! Turns the label by which the Service finds the Pod to `false`, then waits until dials of the own address fail. What is connected
 //! stays so: kube-proxy cuts no connection. Only for a Pod that is being deleted: its successor has the label again.
 
 use super::look::Looker;
@@ -22,8 +22,10 @@ use tracing::info;
 const CHANGED: Duration = Duration::from_secs(2);
 /// How often the address is dialled.
 const DIAL: Duration = Duration::from_millis(50);
-/// How long a dial that leads here may take.
+/// How long it may take to hear of a dial.
 const ANSWERED: Duration = Duration::from_millis(250);
+/// How many dials in turn of which nothing is heard say that nobody is there any more.
+const UNHEARD: u32 = 2;
 
 /// Has the Service of our Pod lead nowhere; `server` is our server port behind it. False: no Service finds us by the label, or it may not
 /// be changed, and the stop goes on without.
@@ -40,8 +42,14 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
         }
         Some(changed) => changed?,
     }
+    let mut unheard = 0;
     while begun.elapsed() < CHANGED {
-        if leads_nowhere(server).await {
+        match dialled(server).await {
+            Dialled::Answered => unheard = 0,
+            Dialled::Refused => unheard = UNHEARD,
+            Dialled::Unheard => unheard += 1,
+        }
+        if unheard >= UNHEARD {
             steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
             return Ok(true);
         }
@@ -59,8 +67,20 @@ pub async fn restore(looker: &Looker) -> Result<(), KubeError> {
     looker.set_reachable(true).await.unwrap_or(Ok(()))
 }
 
-/// Whether a dial fails: kube-proxy has it refused, which the kernel says only once a second to each of us (`icmp_ratelimit`), and another proxy may
-/// say that there is no way, or that it is not allowed. Where it leads here the kernel answers by itself.
-async fn leads_nowhere(server: SocketAddr) -> bool {
-    !matches!(timeout(ANSWERED, TcpStream::connect(server)).await, Ok(Ok(_)))
+/// What a dial says.
+enum Dialled {
+    /// It leads here, where the kernel answers by itself.
+    Answered,
+    /// kube-proxy has it refused, and another proxy may say that there is no way, or that it is not allowed.
+    Refused,
+    /// Nothing: the kernel tells each of us only once a second that it is refused (`icmp_ratelimit`).
+    Unheard,
+}
+
+async fn dialled(server: SocketAddr) -> Dialled {
+    match timeout(ANSWERED, TcpStream::connect(server)).await {
+        Ok(Ok(_)) => Dialled::Answered,
+        Ok(Err(_)) => Dialled::Refused,
+        Err(_) => Dialled::Unheard,
+    }
 }
