@@ -63,6 +63,18 @@ pub fn all_arrive(view: &View) -> bool {
     away.peek().is_some() && away.all(|voter| voter.placed)
 }
 
+/// Whether one that is back answers and follows nobody, while the others are well. A leader's dial that is lost lasts for Consul's 10 s, and kube-proxy
+/// by iptables loses those of the moment in which a Service begins to lead to its Pod (seen, 1.34).
+pub fn one_is_unled(view: &View) -> bool {
+    let mut away = view.others.iter().filter(|voter| !voter.is_healthy()).peekable();
+    away.peek().is_some() && away.all(|voter| voter.placed && voter.answers)
+}
+
+/// Whether there is anybody who may lead.
+pub fn has_successor(view: &View) -> bool {
+    successor(view, None, &BTreeMap::new()).is_some()
+}
+
 /// All that may lead, in the order in which they are asked.
 fn successors<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Vec<&'a Voter> {
     let (mut left, mut order) = (view.clone(), Vec::new());
@@ -189,6 +201,16 @@ mod tests {
         assert!(!all_arrive(&view(1, vec![voter(0), gone(2)])));
         assert!(!all_arrive(&view(1, vec![gone(0), voter(2).away()])));
         assert!(!all_arrive(&view(1, vec![voter(0), voter(2)])), "nobody is away");
+    }
+
+    #[test]
+    fn one_that_is_back_and_follows_nobody_is_unled() {
+        assert!(one_is_unled(&view(1, vec![voter(0), voter(2).astray()])));
+        assert!(!one_is_unled(&view(1, vec![voter(0), voter(2)])));
+        assert!(!one_is_unled(&view(1, vec![voter(0), voter(2).away()])), "it is not back");
+        assert!(!one_is_unled(&view(1, vec![voter(0).away(), voter(2).astray()])));
+        assert!(has_successor(&view(1, vec![voter(0).going(), voter(2).astray()])));
+        assert!(!has_successor(&view(1, vec![voter(0).withdrawn(), voter(2).astray()])));
     }
 
     #[test]

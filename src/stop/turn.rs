@@ -7,7 +7,7 @@
 use super::ENDING;
 use super::course::{LOOK, Stopper};
 use super::guard::{self, Seen, Us};
-use super::handover::{all_arrive, somebody_stays};
+use super::handover::{all_arrive, has_successor, one_is_unled, somebody_stays};
 use super::lag::Lag;
 use super::steps::{Steps, Wait};
 use super::voters::View;
@@ -25,6 +25,9 @@ const PASSING: Duration = Duration::from_secs(5);
 
 /// How long a server is out of its Service already whose turn it is next, while the one before it comes back, which takes 2 s.
 const AHEAD: Duration = Duration::from_secs(5);
+
+/// After how long a server that is back and still follows nobody has lost the leader's dial: raft dials at least twice a second where it is refused.
+const UNLED: Duration = Duration::from_secs(1);
 
 /// Another look is needed, or it is our turn.
 type Next = ControlFlow<()>;
@@ -51,6 +54,8 @@ pub struct Turn<'a> {
     /// And once while we waited.
     early: bool,
     ahead: Ahead,
+    /// Since when one that is back follows nobody.
+    unled: Option<Instant>,
 }
 
 /// Whether we withdrew before it was our turn, which is tried once: kube-proxy takes up to a second for it, while the one before us comes back.
@@ -94,6 +99,7 @@ impl<'a> Turn<'a> {
             handed_over: false,
             early: false,
             ahead: Ahead::Untried,
+            unled: None,
         }
     }
 
@@ -119,6 +125,7 @@ impl<'a> Turn<'a> {
             }
         };
         let untold = view.others.iter().any(|voter| voter.untold);
+        self.unled = one_is_unled(&view).then(|| self.unled.unwrap_or_else(Instant::now));
         if !untold && !self.unsure {
             self.trouble.pass();
         }
@@ -169,7 +176,11 @@ impl<'a> Turn<'a> {
     /// It is not our turn.
     async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
         // Another leader dials anew whom we do not reach.
-        let may_go = || awaited.lacks || all_arrive(view) && somebody_stays(view, self.stopper.looker.revision());
+        let may_go = || {
+            awaited.lacks
+                || self.has_lost_a_dial() && has_successor(view)
+                || all_arrive(view) && somebody_stays(view, self.stopper.looker.revision())
+        };
         if view.we_lead() && !self.us.withdrawn && !self.unsure && !self.early && may_go() {
             self.early = true;
             self.stopper.hand_over(view, self.deadline, self.steps).await;
@@ -203,6 +214,11 @@ impl<'a> Turn<'a> {
         sleep(LOOK).await;
     }
 
+    /// Whether the leader, be it us or not, has lost its dial of one that is back.
+    fn has_lost_a_dial(&self) -> bool {
+        self.unled.is_some_and(|since| since.elapsed() >= UNLED)
+    }
+
     fn is_ahead(&self) -> bool {
         matches!(self.ahead, Ahead::Since(_))
     }
@@ -213,7 +229,9 @@ impl<'a> Turn<'a> {
         // What one that is back lacks it has in a moment.
         let is_next = || self.is_ahead() && awaited.lacks || guard::is_next(view, self.us, &self.seen, waited);
         // Who leads must be reached by those that vote for another one.
-        self.ahead != Ahead::Over && !self.unsure && !view.we_lead() && is_next()
+        let may_be_out = self.ahead != Ahead::Over && !self.unsure && !view.we_lead();
+        // And who may have to lead, so that another one dials.
+        may_be_out && !self.has_lost_a_dial() && is_next()
     }
 
     async fn withdraw_ahead(&mut self, server: SocketAddr) {
