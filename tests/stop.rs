@@ -1522,6 +1522,23 @@ fn a_leader_whose_dial_of_one_that_is_back_is_lost_hands_over_to_one_that_dials_
 }
 
 #[test]
+fn a_leader_that_waits_for_others_hands_over_when_one_that_is_back_is_not_copied_to() {
+    let mut scene = leading();
+    [1, 2].into_iter().for_each(|other| scene.goes(other));
+    let hook = scene.start_leave(&[], "600s");
+    hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
+    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
+    scene.end(1);
+    scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
+    scene.start(1);
+    scene.has_copied(1, 99);
+    scene.is_taken_by(2, 1);
+    scene.has_copied(1, 100);
+    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
+    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
+}
+
+#[test]
 fn where_the_others_may_not_be_asked_the_leaders_autopilot_tells_who_lacks_its_log() {
     let scene = leading();
     let denied = Reply::Json(403, "Permission denied".to_owned());

@@ -70,9 +70,9 @@ pub fn one_is_unled(view: &View) -> bool {
     away.peek().is_some() && away.all(|voter| voter.placed && voter.answers)
 }
 
-/// Whether there is anybody who may lead.
-pub fn has_successor(view: &View) -> bool {
-    successor(view, None, &BTreeMap::new()).is_some()
+/// How many may lead, those that lack what our log has among them.
+pub fn able(view: &View) -> usize {
+    view.others.iter().filter(|voter| voter.is_healthy() && !voter.withdrawn).count()
 }
 
 /// All that may lead, in the order in which they are asked.
@@ -209,8 +209,8 @@ mod tests {
         assert!(!one_is_unled(&view(1, vec![voter(0), voter(2)])));
         assert!(!one_is_unled(&view(1, vec![voter(0), voter(2).away()])), "it is not back");
         assert!(!one_is_unled(&view(1, vec![voter(0).away(), voter(2).astray()])));
-        assert!(has_successor(&view(1, vec![voter(0).going(), voter(2).astray()])));
-        assert!(!has_successor(&view(1, vec![voter(0).withdrawn(), voter(2).astray()])));
+        assert_eq!(able(&view(1, vec![voter(0).going(), voter(2).astray()])), 1);
+        assert_eq!(able(&view(1, vec![voter(0).withdrawn(), voter(2).astray()])), 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::ENDING;
 use super::course::{LOOK, Stopper};
 use super::guard::{self, Seen, Us};
-use super::handover::{all_arrive, has_successor, one_is_unled, somebody_stays};
+use super::handover::{able, all_arrive, one_is_unled, somebody_stays};
 use super::lag::Lag;
 use super::steps::{Steps, Wait};
 use super::voters::View;
@@ -26,8 +26,9 @@ const PASSING: Duration = Duration::from_secs(5);
 /// How long a server is out of its Service already whose turn it is next, while the one before it comes back, which takes 2 s.
 const AHEAD: Duration = Duration::from_secs(5);
 
-/// After how long a server that is back and still follows nobody has lost the leader's dial: raft dials at least twice a second where it is refused.
-const UNLED: Duration = Duration::from_secs(1);
+/// After how long the leader has lost its dial of a server that is back, and follows nobody or lacks its log: where it is refused raft dials at least
+/// twice a second.
+const LOST: Duration = Duration::from_secs(1);
 
 /// Another look is needed, or it is our turn.
 type Next = ControlFlow<()>;
@@ -54,8 +55,8 @@ pub struct Turn<'a> {
     /// And once while we waited.
     early: bool,
     ahead: Ahead,
-    /// Since when one that is back follows nobody.
-    unled: Option<Instant>,
+    /// Since when one that is back follows nobody, or lacks what the leader's log has.
+    unserved: Option<Instant>,
 }
 
 /// Whether we withdrew before it was our turn, which is tried once: kube-proxy takes up to a second for it, while the one before us comes back.
@@ -69,8 +70,10 @@ enum Ahead {
 /// Who is waited for at one look.
 struct Awaited {
     line: Option<String>,
-    /// It is well, and lacks what the leader's log has.
+    /// One is well, and lacks what the leader's log has.
     lacks: bool,
+    /// And nobody else is waited for.
+    is_own: bool,
     /// Nobody is waited for any longer.
     late: bool,
 }
@@ -99,7 +102,7 @@ impl<'a> Turn<'a> {
             handed_over: false,
             early: false,
             ahead: Ahead::Untried,
-            unled: None,
+            unserved: None,
         }
     }
 
@@ -125,11 +128,12 @@ impl<'a> Turn<'a> {
             }
         };
         let untold = view.others.iter().any(|voter| voter.untold);
-        self.unled = one_is_unled(&view).then(|| self.unled.unwrap_or_else(Instant::now));
         if !untold && !self.unsure {
             self.trouble.pass();
         }
         let awaited = self.awaited(&view).await;
+        let is_unserved = awaited.lacks || one_is_unled(&view);
+        self.unserved = is_unserved.then(|| self.unserved.unwrap_or_else(Instant::now));
         // Leadership that came to us since is handed over first, which needs our Service.
         let leads_since = self.us.withdrawn && view.we_lead() && !self.handed_over;
         if !awaited.late && (awaited.line.is_some() || leads_since) {
@@ -159,26 +163,29 @@ impl<'a> Turn<'a> {
         self.seen.look(view, self.us, waited);
         let mut line = guard::waits_for(view, self.us, &self.seen, waited);
         let late = Instant::now() >= self.seen.until(view, self.first, self.last);
-        let mut lacks = false;
-        // The agents are asked for it only when nobody else is waited for.
+        let (mut lacks, mut is_own) = (false, false);
+        // The agents are asked for it only when nobody else is waited for, and by a leader, which may have to go for it.
         if line.is_none() && (!self.us.withdrawn || self.is_ahead()) && !late {
             line = self.lag.waits_for(&self.stopper.asker, view).await;
             lacks = line.is_some();
+            is_own = lacks;
+        } else if !late && !self.early && view.we_lead() && view.well() == view.others.len() {
+            lacks = self.lag.waits_for(&self.stopper.asker, view).await.is_some();
         }
         if let Some(line) = &line {
             let wait = self.wait.get_or_insert_with(Wait::begin);
             wait.say("the stop waits", line.clone());
             wait.in_vain = late;
         }
-        Awaited { line, lacks, late }
+        Awaited { line, lacks, is_own, late }
     }
 
     /// It is not our turn.
     async fn stand_by(&mut self, view: &View, awaited: &Awaited) {
         // Another leader dials anew whom we do not reach.
         let may_go = || {
-            awaited.lacks
-                || self.has_lost_a_dial() && has_successor(view)
+            awaited.is_own
+                || self.has_lost_a_dial() && able(view) > usize::from(awaited.lacks)
                 || all_arrive(view) && somebody_stays(view, self.stopper.looker.revision())
         };
         if view.we_lead() && !self.us.withdrawn && !self.unsure && !self.early && may_go() {
@@ -216,7 +223,7 @@ impl<'a> Turn<'a> {
 
     /// Whether the leader, be it us or not, has lost its dial of one that is back.
     fn has_lost_a_dial(&self) -> bool {
-        self.unled.is_some_and(|since| since.elapsed() >= UNLED)
+        self.unserved.is_some_and(|since| since.elapsed() >= LOST)
     }
 
     fn is_ahead(&self) -> bool {
