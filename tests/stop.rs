@@ -1496,46 +1496,42 @@ fn a_leader_that_waits_for_its_turn_hands_leadership_to_one_that_stays_and_to_no
     scene.follows(1, Some(2));
     hook.ended().ends(0, &["handed leadership over to consul-server-2 in", "because consul-server-1"]);
 
-    let scene = leading();
-    [1, 2].into_iter().for_each(|other| scene.goes(other));
-    let hook = scene.start_leave(&[], "600s");
-    hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
+    let (scene, _hook) = leading_and_last_to_go();
     scene.us().wait_for_more("/v1/status/leader", 6);
     assert_eq!(scene.asked_to_lead(), 0);
 }
 
-#[test]
-fn a_leader_whose_dial_of_one_that_is_back_is_lost_hands_over_to_one_that_dials_anew() {
-    let mut scene = leading();
+/// We lead and wait until both others have stopped.
+fn leading_and_last_to_go() -> (Scene, Running) {
+    let scene = leading();
     [1, 2].into_iter().for_each(|other| scene.goes(other));
     let hook = scene.start_leave(&[], "600s");
     hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
+    (scene, hook)
+}
+
+/// The same, and one is back that something ails, until the other one leads, which stays by then.
+fn another_leads_when(ails: fn(&Scene), mended: fn(&Scene)) {
+    let (mut scene, hook) = leading_and_last_to_go();
     scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
     scene.end(1);
     scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
     scene.start(1);
-    scene.follows(1, None);
+    ails(&scene);
     scene.is_taken_by(2, 1);
-    scene.follows(1, Some(2));
+    mended(&scene);
     scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
     hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
 }
 
 #[test]
+fn a_leader_whose_dial_of_one_that_is_back_is_lost_hands_over_to_one_that_dials_anew() {
+    another_leads_when(|scene| scene.follows(1, None), |scene| scene.follows(1, Some(2)));
+}
+
+#[test]
 fn a_leader_that_waits_for_others_hands_over_when_one_that_is_back_is_not_copied_to() {
-    let mut scene = leading();
-    [1, 2].into_iter().for_each(|other| scene.goes(other));
-    let hook = scene.start_leave(&[], "600s");
-    hook.says("the stop waits: consul-server-1 stops too, and the higher ordinal goes first");
-    scene.is_asked_to_lead(2, Reply::ok("{\"Success\":true}"));
-    scene.end(1);
-    scene.kubernetes.pod(1, &running(1, scene.ip(1).into()));
-    scene.start(1);
-    scene.has_copied(1, 99);
-    scene.is_taken_by(2, 1);
-    scene.has_copied(1, 100);
-    scene.kubernetes.pod(2, &running(2, scene.ip(2).into()));
-    hook.ended().ends(0, &["handed leadership over to consul-server-2 in"]);
+    another_leads_when(|scene| scene.has_copied(1, 99), |scene| scene.has_copied(1, 100));
 }
 
 #[test]

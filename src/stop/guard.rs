@@ -104,7 +104,8 @@ pub fn waits_for(view: &View, us: Us, seen: &Seen, waited: Duration) -> Option<S
     awaited.find_map(|voter| Some(format!("{} is away ({})", voter.name(), voter.away.as_ref()?)))
 }
 
-/// Whether it is our turn as soon as those are well again that have ended for it or come back in new Pods: nobody else is away, and nobody goes before us.
+/// Whether it is our turn as soon as those are well again that have just ended, or come back in new Pods: nobody else is away, and nobody
+/// goes before us.
 pub fn is_next(view: &View, us: Us, seen: &Seen, waited: Duration) -> bool {
     // Who has withdrawn and is away has ended, and looks no more whether another one withdraws.
     let returns = |voter: &Voter| (!voter.terminating || voter.withdrawn) && seen.gone.contains(&voter.address);

@@ -32,15 +32,13 @@ pub enum HandedOver {
 /// Who is to lead. `revision` is that of our own Pod, which is the old one in a rollout: the StatefulSet's status tells the new
 /// one only after the first Pod was deleted. `indices` are how far each one's log reaches.
 pub fn successor<'a>(view: &'a View, revision: Option<&str>, indices: &BTreeMap<SocketAddr, u64>) -> Option<&'a Voter> {
-    // Who has withdrawn is gone in a moment.
-    let healthy = || view.others.iter().filter(|voter| voter.is_healthy() && !voter.withdrawn);
     // Where all are being deleted it goes after us.
-    let all_go = healthy().all(|voter| voter.terminating);
-    let able = || healthy().filter(|voter| all_go || !voter.terminating);
+    let all_go = able(view).all(|voter| voter.terminating);
+    let may_lead = || able(view).filter(|voter| all_go || !voter.terminating);
     let lowest = |voter: &&Voter| (voter.ordinal.is_none(), voter.ordinal, voter.address);
-    able().filter(|voter| !is_new(voter, revision)).min_by_key(lowest).or_else(|| {
+    may_lead().filter(|voter| !is_new(voter, revision)).min_by_key(lowest).or_else(|| {
         // Of two that are alike the lower one: it is the last to be restarted.
-        able().min_by_key(|voter| (std::cmp::Reverse(indices.get(&voter.address).copied()), lowest(voter)))
+        may_lead().min_by_key(|voter| (std::cmp::Reverse(indices.get(&voter.address).copied()), lowest(voter)))
     })
 }
 
@@ -59,20 +57,24 @@ pub fn somebody_stays(view: &View, revision: Option<&str>) -> bool {
 /// Whether all that are away are about to listen, and some are. raft tries ever more seldom whom it does not reach, after 1, 3 and 5 s (1.7.3,
 /// `replicateTo`), also once it could; a leader that is new then begins anew, and one that was new before would not.
 pub fn all_arrive(view: &View) -> bool {
-    let mut away = view.others.iter().filter(|voter| !voter.is_healthy()).peekable();
-    away.peek().is_some() && away.all(|voter| voter.placed)
+    all_away_are(view, |voter| voter.placed)
 }
 
 /// Whether one that is back answers and follows nobody, while the others are well. A leader's dial that is lost lasts for Consul's 10 s, and kube-proxy
 /// by iptables loses those of the moment in which a Service begins to lead to its Pod (seen, 1.34).
 pub fn one_is_unled(view: &View) -> bool {
-    let mut away = view.others.iter().filter(|voter| !voter.is_healthy()).peekable();
-    away.peek().is_some() && away.all(|voter| voter.placed && voter.answers)
+    all_away_are(view, |voter| voter.placed && voter.answers)
 }
 
-/// How many may lead, those that lack what our log has among them.
-pub fn able(view: &View) -> usize {
-    view.others.iter().filter(|voter| voter.is_healthy() && !voter.withdrawn).count()
+/// Whether some are away, and all of them are so.
+fn all_away_are(view: &View, so: impl Fn(&Voter) -> bool) -> bool {
+    let mut away = view.others.iter().filter(|voter| !voter.is_healthy()).peekable();
+    away.peek().is_some() && away.all(so)
+}
+
+/// Those that could lead, also when they lack what our log has. Who has withdrawn is gone in a moment.
+pub fn able(view: &View) -> impl Iterator<Item = &Voter> {
+    view.others.iter().filter(|voter| voter.is_healthy() && !voter.withdrawn)
 }
 
 /// All that may lead, in the order in which they are asked.
@@ -209,8 +211,8 @@ mod tests {
         assert!(!one_is_unled(&view(1, vec![voter(0), voter(2)])));
         assert!(!one_is_unled(&view(1, vec![voter(0), voter(2).away()])), "it is not back");
         assert!(!one_is_unled(&view(1, vec![voter(0).away(), voter(2).astray()])));
-        assert_eq!(able(&view(1, vec![voter(0).going(), voter(2).astray()])), 1);
-        assert_eq!(able(&view(1, vec![voter(0).withdrawn(), voter(2).astray()])), 0);
+        assert_eq!(able(&view(1, vec![voter(0).going(), voter(2).astray()])).count(), 1);
+        assert_eq!(able(&view(1, vec![voter(0).withdrawn(), voter(2).astray()])).count(), 0);
     }
 
     #[test]

@@ -161,17 +161,17 @@ impl<'a> Turn<'a> {
     async fn awaited(&mut self, view: &View) -> Awaited {
         let waited = self.looked.get_or_insert_with(Instant::now).elapsed();
         self.seen.look(view, self.us, waited);
-        let mut line = guard::waits_for(view, self.us, &self.seen, waited);
+        let stops = guard::waits_for(view, self.us, &self.seen, waited);
         let late = Instant::now() >= self.seen.until(view, self.first, self.last);
-        let (mut lacks, mut is_own) = (false, false);
         // The agents are asked for it only when nobody else is waited for, and by a leader, which may have to go for it.
-        if line.is_none() && (!self.us.withdrawn || self.is_ahead()) && !late {
-            line = self.lag.waits_for(&self.stopper.asker, view).await;
-            lacks = line.is_some();
-            is_own = lacks;
-        } else if !late && !self.early && view.we_lead() && view.well() == view.others.len() {
-            lacks = self.lag.waits_for(&self.stopper.asker, view).await.is_some();
-        }
+        let asks = match stops {
+            None => !self.us.withdrawn || self.is_ahead(),
+            Some(_) => !self.early && view.we_lead() && view.well() == view.others.len(),
+        };
+        let lacking = if asks && !late { self.lag.waits_for(&self.stopper.asker, view).await } else { None };
+        let lacks = lacking.is_some();
+        let is_own = lacks && stops.is_none();
+        let line = stops.or(lacking);
         if let Some(line) = &line {
             let wait = self.wait.get_or_insert_with(Wait::begin);
             wait.say("the stop waits", line.clone());
@@ -185,7 +185,7 @@ impl<'a> Turn<'a> {
         // Another leader dials anew whom we do not reach.
         let may_go = || {
             awaited.is_own
-                || self.has_lost_a_dial() && able(view) > usize::from(awaited.lacks)
+                || self.has_lost_a_dial() && able(view).count() > usize::from(awaited.lacks)
                 || all_arrive(view) && somebody_stays(view, self.stopper.looker.revision())
         };
         if view.we_lead() && !self.us.withdrawn && !self.unsure && !self.early && may_go() {

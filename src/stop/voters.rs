@@ -286,11 +286,12 @@ impl Asker {
     /// Why a server cannot be counted on.
     async fn away(&self, address: SocketAddr, leader: Option<SocketAddr>) -> Option<Away> {
         let silent = |why: String| Some(Away::Silent(why));
+        let late = || Some(Away::Late(format!("{address} is silent")));
         let asked = async {
             let mut open = match timeout(REACHED, dial(address)).await {
                 Ok(Ok(open)) => open,
                 Ok(Err(error)) => return silent(format!("{address}: {error}")),
-                Err(_) => return Some(Away::Late(format!("{address} is silent"))),
+                Err(_) => return late(),
             };
             let agent = match self.peers.at(address.ip()) {
                 Ok(agent) => agent,
@@ -304,7 +305,7 @@ impl Asker {
                 Err(error) => silent(error.to_string()),
             }
         };
-        timeout(ASKED, asked).await.unwrap_or_else(|_| Some(Away::Late(format!("{address} is silent"))))
+        timeout(ASKED, asked).await.unwrap_or_else(|_| late())
     }
 
     /// Its Pod, as the Kubernetes API tells it, at a look or one shortly before, and whether it did not tell just now: then as it was told

@@ -44,10 +44,13 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
     }
     let mut unheard = 0;
     while begun.elapsed() < CHANGED {
-        match dialled(server).await {
-            Dialled::Answered => unheard = 0,
-            Dialled::Refused => unheard = UNHEARD,
-            Dialled::Unheard => unheard += 1,
+        match timeout(ANSWERED, TcpStream::connect(server)).await {
+            // It leads here, where the kernel answers by itself.
+            Ok(Ok(_)) => unheard = 0,
+            // kube-proxy has it refused, and another proxy may say that there is no way, or that it is not allowed.
+            Ok(Err(_)) => unheard = UNHEARD,
+            // The kernel tells each of us only once a second that it is refused (`icmp_ratelimit`).
+            Err(_) => unheard += 1,
         }
         if unheard >= UNHEARD {
             steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
@@ -65,22 +68,4 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
 /// [`KubeError`]: it still leads nowhere, and this must be tried again.
 pub async fn restore(looker: &Looker) -> Result<(), KubeError> {
     looker.set_reachable(true).await.unwrap_or(Ok(()))
-}
-
-/// What a dial says.
-enum Dialled {
-    /// It leads here, where the kernel answers by itself.
-    Answered,
-    /// kube-proxy has it refused, and another proxy may say that there is no way, or that it is not allowed.
-    Refused,
-    /// Nothing: the kernel tells each of us only once a second that it is refused (`icmp_ratelimit`).
-    Unheard,
-}
-
-async fn dialled(server: SocketAddr) -> Dialled {
-    match timeout(ANSWERED, TcpStream::connect(server)).await {
-        Ok(Ok(_)) => Dialled::Answered,
-        Ok(Err(_)) => Dialled::Refused,
-        Err(_) => Dialled::Unheard,
-    }
 }
