@@ -219,7 +219,8 @@ fn a_voter_that_could_not_leave_is_removed_once_its_pod_is_gone() {
     };
     answers("/api/v1/namespaces/demo/pods", json!({"items": []}));
     for ordinal in ALL {
-        let pod = json!({"metadata": {"name": format!("consul-server-{ordinal}")}, "status": {"phase": "Running"}});
+        let status = json!({"phase": "Running", "podIP": cluster.ip(ordinal)});
+        let pod = json!({"metadata": {"name": format!("consul-server-{ordinal}")}, "status": status});
         answers(&format!("/api/v1/namespaces/demo/pods/consul-server-{ordinal}"), pod);
     }
     statefulset(3);
