@@ -106,13 +106,13 @@ async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u
         Command::Init(args) => init_command(signals, reader, &args).await,
         Command::Run(args) => run_command(signals, reader, args).await,
         Command::Watch(args) => watch_command(signals, reader, &args).await,
-        Command::Leave(args) => as_any_program(signals, leave_command(reader, &args)).await,
-        Command::Check(args) => as_any_program(signals, check_command(reader, &args)).await,
-        Command::Discover(args) => as_any_program(signals, discover_command(reader, &args)).await,
-        Command::Reap(args) => as_any_program(signals, reap_command(reader, &args)).await,
-        Command::Doctor(args) => as_any_program(signals, doctor_command(reader, &args)).await,
-        Command::Recover(args) => as_any_program(signals, recover_command(reader, &args)).await,
-        Command::Install(args) => as_any_program(signals, install_command(&args)).await,
+        Command::Leave(args) => as_any_program(signals, Box::pin(leave_command(reader, &args))).await,
+        Command::Check(args) => as_any_program(signals, Box::pin(check_command(reader, &args))).await,
+        Command::Discover(args) => as_any_program(signals, Box::pin(discover_command(reader, &args))).await,
+        Command::Reap(args) => as_any_program(signals, Box::pin(reap_command(reader, &args))).await,
+        Command::Doctor(args) => as_any_program(signals, Box::pin(doctor_command(reader, &args))).await,
+        Command::Recover(args) => as_any_program(signals, Box::pin(recover_command(reader, &args))).await,
+        Command::Install(args) => as_any_program(signals, Box::pin(install_command(&args))).await,
     }
 }
 
