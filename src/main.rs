@@ -246,7 +246,7 @@ const PROBE: Duration = Duration::from_millis(800);
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// How often a probe does, which waits for less than kubelet's next call.
-const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_EVERY: Duration = Duration::from_millis(50);
 
 async fn check_command(reader: Reader<'_>, args: &CheckArgs) -> Result<u8, Failure> {
     let begun = Instant::now();

@@ -12,7 +12,7 @@
 
 use crate::api::consul::{Agent, ApiError, Peers};
 use crate::exit::chain;
-use crate::init::millis;
+use crate::init::{millis, pause};
 use crate::record::Volume;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -27,6 +27,8 @@ use tracing::{debug, info, warn};
 const ASKED: Duration = Duration::from_millis(300);
 /// How much later each next one does it. An election takes 30 ms.
 const APART: Duration = Duration::from_millis(300);
+/// How long a formation is likely.
+const FORMS: Duration = Duration::from_secs(30);
 /// How often a leader is looked for meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// Consul's largest `raft_multiplier`.
@@ -41,7 +43,6 @@ const KEY: &str = "performance";
 #[derive(Debug, Clone)]
 pub struct Election {
     file: PathBuf,
-    done: bool,
 }
 
 /// What another server says.
@@ -62,7 +63,7 @@ enum Said {
 impl Election {
     /// `file` is what was rendered for this agent.
     pub fn new(file: PathBuf) -> Self {
-        Self { file, done: false }
+        Self { file }
     }
 
     /// Puts back what a convene left behind that was killed between two reloads.
@@ -73,15 +74,29 @@ impl Election {
         }
     }
 
-    /// Has an election begin if one is due. `own` are our addresses.
-    pub async fn hasten(&mut self, agent: &Agent, peers: &Peers, volume: &Volume, own: &BTreeSet<IpAddr>) {
-        if self.done {
-            return;
+    /// Has an election begin as soon as one is due, once. `own` are our addresses.
+    pub async fn hasten(self, agent: Agent, peers: Peers, volume: Volume, own: BTreeSet<IpAddr>) {
+        let begun = Instant::now();
+        loop {
+            if let Some(turn) = self.due(&agent, &peers, &own).await {
+                return self.at_its_turn(turn, &agent, &volume).await;
+            }
+            // While something is broken the others are not asked all the time.
+            sleep(if begun.elapsed() < FORMS { LOOK } else { pause(begun.elapsed()) }).await;
+        }
+    }
+
+    /// How many do it before us, if an election is due.
+    async fn due(&self, agent: &Agent, peers: &Peers, own: &BTreeSet<IpAddr>) -> Option<u32> {
+        if !matches!(agent.leader().await, Ok(None)) {
+            return None;
         }
         let all = agent.peers().await.unwrap_or_default();
-        let Some(us) = all.iter().find(|peer| own.contains(&peer.ip())).copied() else { return };
-        let Some(turn) = turn(us, &ask(all.into_iter().filter(|peer| *peer != us), peers).await) else { return };
-        self.done = true;
+        let us = all.iter().find(|peer| own.contains(&peer.ip())).copied()?;
+        turn(us, &ask(all.into_iter().filter(|peer| *peer != us), peers).await)
+    }
+
+    async fn at_its_turn(&self, turn: u32, agent: &Agent, volume: &Volume) {
         let begun = Instant::now();
         while begun.elapsed() < APART * turn {
             if !matches!(agent.leader().await, Ok(None)) {

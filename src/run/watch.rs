@@ -38,8 +38,6 @@ const STARTING: Duration = Duration::from_secs(30);
 const ELECTED: Duration = Duration::from_secs(2);
 /// How often the leader is asked for meanwhile.
 const LEADS: Duration = Duration::from_millis(50);
-/// A pause between two surveys that is longer says that something is broken.
-const QUICK: Duration = Duration::from_millis(250);
 /// How often the claim is tried.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// An address that was joined is not joined again before this is over: it needs a moment to show in the member list, which
@@ -140,6 +138,14 @@ impl Watch {
         self.until_it_answers(begun).await;
         drop(waiting);
         self.young.election.mend(&self.agent, &self.volume).await;
+        // Beside the surveys: one waits for agents that are just starting, and an election for nobody but a majority.
+        let mut electing = JoinSet::new();
+        electing.spawn(self.young.election.clone().hasten(
+            self.agent.clone(),
+            self.surveyor.peers().clone(),
+            self.volume.clone(),
+            self.own.clone(),
+        ));
         while !self.formed(begun).await {
             let (survey, alive) = self.join_the_late().await;
             self.reap_joins();
@@ -186,8 +192,7 @@ impl Watch {
         }
     }
 
-    /// For so long, or until a leader is known that was not; an election that is due begins at once. Those who elect one are not kept busy
-    /// with surveys.
+    /// For so long, or until a leader is known that was not. Those who elect one are not kept busy with surveys.
     async fn led(&mut self, pause: Duration, elects: bool) {
         // One that does not take us in is no news.
         if self.knows_a_leader().await {
@@ -195,14 +200,7 @@ impl Watch {
         }
         let begun = Instant::now();
         let within = if elects { pause + ELECTED } else { pause };
-        // While something is broken the others are not asked all the time.
-        let often = if pause > QUICK { pause } else { Duration::ZERO };
-        let mut asked: Option<Instant> = None;
         while begun.elapsed() < within && !self.knows_a_leader().await {
-            if asked.is_none_or(|at| at.elapsed() >= often) {
-                self.young.election.hasten(&self.agent, self.surveyor.peers(), &self.volume, &self.own).await;
-                asked = Some(Instant::now());
-            }
             tokio::time::sleep(LEADS.min(within.saturating_sub(begun.elapsed()))).await;
         }
     }
