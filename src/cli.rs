@@ -88,6 +88,9 @@ pub struct RunArgs {
     /// Replace convene by CMD once it may start; a preStop hook does the stopping then
     #[arg(long, env = "CONVENE_EXEC", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub exec: Option<String>,
+    /// With --exec: init has prepared the start, so only wait until the Pod reaches its own Service, a second at most
+    #[arg(long, env = "CONVENE_PREPARED", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub prepared: Option<String>,
     /// Be an init and nothing else: no survey, no files
     #[arg(long, env = "CONVENE_PLAIN", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain: Option<String>,

@@ -143,10 +143,14 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume.write(&node.config_out, render(&node, &first, how).as_bytes()).map_err(|error| volume_failure(&error))?;
     volume.note_not_joined(None);
-    // Beside a leader nobody waits for this server's vote. After an init container the agent is started late enough by itself.
+    // Beside a leader nobody waits for this server's vote. After an init container `run --prepared` does it.
     let leads = survey.others.iter().any(|other| other.verdict.leader().is_some());
-    if how.supervised && node.survey.stable && leads {
-        own::reached(&node.local).await;
+    if how.supervised
+        && node.survey.stable
+        && leads
+        && let Some(ip) = node.local.advertise
+    {
+        own::reached(ip, node.local.peer.server).await;
     }
     info!(file = %node.config_out.display(), node_id = %node_id, took_ms = millis(waiting.begun.elapsed()), "ready to start the agent");
     Ok((node, volume, surveyor, told_waiting, agent_lock))

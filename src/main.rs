@@ -18,7 +18,7 @@ use convene::reap::{self, reap};
 use convene::recover::{World, recover, remove::remove};
 use convene::render::How;
 use convene::run::pid1::{self, Signals};
-use convene::run::{Task, not_started, prepare_or_stop, run, watch};
+use convene::run::{Task, exec_prepared, not_started, prepare_or_stop, run, watch};
 use convene::settings::command::{AgentCommand, TAKEN_OUT};
 use convene::settings::doctoring::Doctoring;
 use convene::settings::gossip::GossipKey;
@@ -158,6 +158,9 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
     if args.command.is_empty() {
         return Err(Failure::new(Code::Usage, "no CMD was given: convene run [--exec|--plain] -- CMD…"));
     }
+    if reader.boolean("prepared", &args.prepared).map_err(|error| usage(&error))? {
+        return prepared_command(signals, reader, &args, mode).await;
+    }
     let supervision = Supervision::read(reader, &args.supervise, mode).map_err(|error| usage(&error))?;
     if let Some(signal) = supervision.parent_death {
         pid1::signal_at_parents_end(signal);
@@ -179,6 +182,18 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
     let node = node.map_err(|error| usage(&error))?;
     let task = task(&node, args.command, command.as_ref(), mode == Mode::Exec)?;
     run(signals, &node, stop, task, supervision).await
+}
+
+async fn prepared_command(signals: Signals, reader: Reader<'_>, args: &RunArgs, mode: Mode) -> Result<u8, Failure> {
+    if mode != Mode::Exec {
+        let message =
+            "--prepared needs --exec: what init has prepared is started, and a preStop hook does the stopping";
+        return Err(Failure::new(Code::Usage, message));
+    }
+    let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
+    let command = command.map_err(|error| Failure::from_error(Code::Usage, &error))?;
+    let local = Local::read(reader, &args.common, command.as_ref()).map_err(|error| usage(&error))?;
+    exec_prepared(signals, &local, &args.command).await
 }
 
 fn mode(reader: Reader<'_>, args: &RunArgs) -> Result<Mode, Failure> {

@@ -17,14 +17,14 @@ use crate::events::Events;
 use crate::exit::{Code, Failure, chain};
 use crate::init::{Prepared, claims, millis, prepare, settings_failure, volume_failure};
 use crate::record::lock::Held;
-use crate::record::{self, Volume};
+use crate::record::{self, Record, Volume};
 use crate::render::How;
 use crate::settings::supervision::Supervision;
 use crate::settings::{Leave, Local, Node, Role, Stop, Survey, default_config_out};
 use crate::stop::course::{Course, Stopper};
 use crate::stop::{ENDING, deadline};
 use crate::survey::dns::Dns;
-use crate::survey::{Memory, Surveyor};
+use crate::survey::{Memory, Surveyor, own};
 use crate::time::{self, SAY_EVERY};
 use election::Election;
 use nix::sys::signal::Signal;
@@ -109,21 +109,55 @@ pub fn not_started(error: &StartError) -> Result<u8, Failure> {
 /// # Errors
 /// The failures of [`prepare`].
 pub async fn prepare_or_stop(signals: &mut Signals, node: &Node, how: How) -> Result<Result<Prepared, u8>, Failure> {
-    let preparing = prepare(node, how);
-    tokio::pin!(preparing);
+    unless_stopped(signals, prepare(node, how)).await.map_or_else(|code| Ok(Err(code)), |done| done.map(Ok))
+}
+
+/// What comes before the agent's start, or the exit code of a signal that ends it first.
+async fn unless_stopped<T>(signals: &mut Signals, before: impl Future<Output = T>) -> Result<T, u8> {
+    tokio::pin!(before);
     loop {
         tokio::select! {
             biased;
             signal = signals.next() => match signal {
                 Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => {
                     info!(signal = signal.as_str(), "stopped before the agent was started");
-                    return Ok(Err(pid1::exit_code_of(signal)));
+                    return Err(pid1::exit_code_of(signal));
                 }
                 _ => {}
             },
-            done = &mut preparing => return done.map(Ok),
+            done = &mut before => return Ok(done),
         }
     }
+}
+
+/// Becomes CMD, whose start `convene init` has prepared, as soon as the Pod reaches its own Service, and within a second in any case.
+///
+/// # Errors
+/// [`Failure`]: 73 and 78 of the volume, 75 when `init` was not there before, and 71, 126 or 127 when CMD cannot be started.
+pub async fn exec_prepared(mut signals: Signals, local: &Local, command: &[OsString]) -> Result<u8, Failure> {
+    let volume = Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
+    let record = prepared_by_init(&volume, local)?;
+    if let Some(ip) = record.advertise.filter(|_| record.stable) {
+        let begun = Instant::now();
+        let reached = own::reached(ip, local.peer.server);
+        match unless_stopped(&mut signals, reached).await {
+            Ok(reached) => {
+                info!(advertise = %ip, reached, took_ms = millis(begun.elapsed()), "tried this Pod's own Service")
+            }
+            Err(code) => return Ok(code),
+        }
+    }
+    not_started(&pid1::exec(signals, command))
+}
+
+/// What `convene init` wrote for this start.
+fn prepared_by_init(volume: &Volume, local: &Local) -> Result<Record, Failure> {
+    let record = volume.read().map_err(|error| volume_failure(&error))?.record;
+    record.ok_or_else(|| {
+        let file = record::path(&local.data_dir);
+        let mend = "convene init must run before it, as an init container on the same volume";
+        Failure::new(Code::NotNow, format!("there is no {}: {mend}", file.display()))
+    })
 }
 
 /// Runs CMD to its end; gives the exit code. An agent that is of no use any more is started again: a client's that lost its servers, and
@@ -203,12 +237,7 @@ async fn run_once(
 /// again at another address.
 pub async fn watch(mut signals: Signals, local: &Local, role: Role, survey: &Survey) -> Result<u8, Failure> {
     let volume = Volume::open(&local.data_dir, false).map_err(|error| volume_failure(&error))?;
-    let record = volume.read().map_err(|error| volume_failure(&error))?.record;
-    let record = record.ok_or_else(|| {
-        let file = record::path(&local.data_dir);
-        let mend = "convene init must run before it, as an init container on the same volume";
-        Failure::new(Code::NotNow, format!("there is no {} to watch by: {mend}", file.display()))
-    })?;
+    let record = prepared_by_init(&volume, local)?;
     let (mut local, mut survey) = (local.clone(), survey.clone());
     let pod = local.advertise;
     local.own_addresses.extend(record.advertise);

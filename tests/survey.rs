@@ -777,6 +777,57 @@ fn by_dns_alone_that_address_may_be_tried_beside_the_agent_too() {
 }
 
 #[test]
+fn what_init_has_prepared_is_started_once_the_pod_reaches_its_own_service_or_a_second_later() {
+    let seated = Seated::new();
+    let start = |words: &[&str]| {
+        Convene::new(["run"])
+            .words(words)
+            .words([format!("--data-dir={}", seated.data.path().display()), format!("--server-port={}", seated.port)])
+            .words(["--", "echo", "the agent"])
+            .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod POD_IP=127.0.0.1")
+            .run()
+    };
+    start(&["--exec", "--prepared"]).ends(75, &["record.json", "convene init must run before it"]);
+    start(&["--prepared"]).ends(64, &["--prepared needs --exec"]);
+    let started = |reached: &str| {
+        let ended = start(&["--exec", "--prepared"]);
+        assert_eq!((ended.code, ended.stdout.as_str()), (0, "the agent\n"), "{}", ended.stderr);
+        assert!(ended.stderr.contains(reached), "{}", ended.stderr);
+    };
+    seated.init(&[]).ends(0, &[]);
+    started("reached=true");
+    // A broadcast address: nobody can be reached there, and it never leaves the machine.
+    seated.service(0, Answer::Addresses(vec!["127.255.255.255".parse().unwrap()]));
+    std::fs::remove_dir_all(seated.data.path().join("convene")).unwrap();
+    std::fs::remove_file(seated.data.path().join("node-id")).unwrap();
+    seated.init(&["--hairpin=beside"]).ends(0, &[]);
+    started("reached=false");
+}
+
+#[test]
+fn a_term_before_a_prepared_start_ends_it_with_143() {
+    let seated = Seated::new();
+    seated.init(&[]).ends(0, &[]);
+    let script = "kill -TERM $$; exec \"$@\"";
+    let mut call = std::process::Command::new("env");
+    call.args([
+        "--block-signal=TERM",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        env!("CARGO_BIN_EXE_convene"),
+        "run",
+        "--exec",
+        "--prepared",
+    ]);
+    call.arg(format!("--data-dir={}", seated.data.path().display()));
+    call.args([&format!("--server-port={}", seated.port), "--", "echo", "the agent"]);
+    let ended = call.env("POD_NAME", "consul-server-0").env("POD_IP", "127.0.0.1").output().unwrap();
+    assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(143), &[][..]));
+}
+
+#[test]
 fn without_such_a_service_the_pods_own_address_is_advertised() {
     let seated = Seated::new();
     seated.service(0, Answer::NxDomain);

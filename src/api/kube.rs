@@ -10,9 +10,9 @@ mod nodes;
 pub mod raw;
 
 use crate::exit::{chain, innermost};
-pub use k8s_openapi::jiff::Timestamp;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+pub use k8s_openapi::jiff::Timestamp;
 use kube::client::retry::RetryPolicy;
 use kube::client::{ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -562,7 +562,8 @@ fn at_once(config: &Config) -> kube::Result<Client> {
     connector.enforce_http(false);
     connector.set_nodelay(true);
     let connector = config.rustls_https_connector_with_connector(connector)?;
-    let connections = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector).map_err(BoxError::from);
+    let connections =
+        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector).map_err(BoxError::from);
     let again = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
     Ok(ClientBuilder::new(connections, config.default_namespace.clone())
         .with_layer(&option_layer(config.auth_layer()?))
