@@ -159,6 +159,8 @@ impl Watch {
             let pause = pause(begun.elapsed());
             self.led(pause, is_left_to_raft(&survey, &alive)).await;
         }
+        // A leader that is lost later is raft's to replace.
+        drop(electing);
         self.after_formation().await
     }
 
