@@ -37,7 +37,7 @@ fn servers_with_consul_as_pid_1_come_together_and_watch_notes_it() {
         assert_ne!(name.trim(), "convene", "PID 1 is the image's own entrypoint");
     }
     // A stop, and what kubelet does around it.
-    let before = namespace.voters(&server(0));
+    let before = namespace.formed(3);
     namespace.delete_pods(&[&server(2)]);
     namespace.wait_for("another Pod in its place", || namespace.all_ready(SERVERS, 3));
     assert_eq!(namespace.formed(3), before, "the same names, node IDs and addresses");

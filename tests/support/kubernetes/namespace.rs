@@ -378,10 +378,15 @@ impl Namespace {
     #[track_caller]
     pub fn formed(&self, count: usize) -> Vec<Voter> {
         self.wait_for(&format!("{count} servers that are Ready"), || self.all_ready(SERVERS, count));
-        let all = || (0..count).map(|ordinal| self.voters(&server(ordinal)));
-        self.wait_for(&format!("{count} voters"), || all().all(|voters| voters.len() == count));
+        // What was seen then: on a busy machine a leader may be gone a moment later.
+        let mut seen = Vec::new();
+        self.wait_for(&format!("{count} voters"), || {
+            let mut all = (0..count).map(|ordinal| self.voters(&server(ordinal)));
+            seen = all.next().unwrap_or_default();
+            seen.len() == count && all.all(|voters| voters.len() == count)
+        });
         self.make_tokens();
-        self.voters(&server(0))
+        seen
     }
 
     /// What an administrator does once there is a leader. What was done before is done.
@@ -397,7 +402,7 @@ impl Namespace {
 
     /// Waits for a condition; the Pods' states are told when it does not come.
     #[track_caller]
-    pub fn wait_for(&self, what: &str, done: impl Fn() -> bool) {
+    pub fn wait_for(&self, what: &str, done: impl FnMut() -> bool) {
         assert!(
             comes(done),
             "waited for {what}\n{}",
@@ -520,7 +525,7 @@ impl Drop for Namespace {
 }
 
 /// Looks until it is so; whether it was in time.
-fn comes(done: impl Fn() -> bool) -> bool {
+fn comes(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
         if begun.elapsed() >= HANG {
