@@ -10,11 +10,8 @@ mod nodes;
 pub mod raw;
 
 use crate::exit::{chain, innermost};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 pub use k8s_openapi::jiff::Timestamp;
-use kube::client::retry::RetryPolicy;
-use kube::client::{ClientBuilder, ConfigExt};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Request;
 use kube::core::Status;
@@ -31,9 +28,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use tower::retry::RetryLayer;
-use tower::util::option_layer;
-use tower::{BoxError, ServiceExt};
 
 /// Who was silent is not asked again for this long.
 const AFTER_SILENCE: Duration = Duration::from_secs(5);
@@ -545,31 +539,8 @@ impl Access {
             }
         };
         config.default_retry = again;
-        let client = match self {
-            Self::InCluster => at_once(&config),
-            // It may have a proxy, or a program that gives the token and says until when.
-            Self::Kubeconfig(_) => ClientBuilder::try_from(config).map(ClientBuilder::build),
-        };
-        client.map_err(|error| no_access(&error))
+        Ok(ClientBuilder::try_from(config).map_err(|error| no_access(&error))?.build())
     }
-}
-
-/// A client as kube makes one, but for its connections, which send what there is to send at once. Of several questions at a time each new
-/// connection resumes a TLS session: then Go's server has nothing to say when the handshake is over, does not acknowledge its end for
-/// 40 ms, and TCP holds the question back that long (Nagle; seen with kube 5.0 and Kubernetes 1.34).
-fn at_once(config: &Config) -> kube::Result<Client> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    let connector = config.rustls_https_connector_with_connector(connector)?;
-    let connections =
-        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector).map_err(BoxError::from);
-    let again = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
-    Ok(ClientBuilder::new(connections, config.default_namespace.clone())
-        .with_layer(&option_layer(config.auth_layer()?))
-        .with_layer(&option_layer(again))
-        .with_layer(&config.base_uri_layer())
-        .build())
 }
 
 fn within(namespace: Option<&str>) -> String {
