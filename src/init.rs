@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use waiting::Waiting;
 
-pub use waiting::pause;
+pub use waiting::{FORMS, pause};
 
 /// What was prepared.
 #[derive(Debug)]

@@ -171,8 +171,7 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
         return ended.or_else(|error| not_started(&error));
     }
     let stop = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?;
-    let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
-    let mut command = command.map_err(|error| Failure::from_error(Code::Usage, &error))?;
+    let mut command = agent_command(&args)?;
     // A CMD that names the rendered file itself would feed us what we wrote the last time.
     let rendered = config_out(reader, &args.common, &args.node, command.as_ref()).map_err(|error| usage(&error))?;
     if let Some(command) = &mut command {
@@ -190,10 +189,15 @@ async fn prepared_command(signals: Signals, reader: Reader<'_>, args: &RunArgs, 
             "--prepared needs --exec: what init has prepared is started, and a preStop hook does the stopping";
         return Err(Failure::new(Code::Usage, message));
     }
-    let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
-    let command = command.map_err(|error| Failure::from_error(Code::Usage, &error))?;
+    let command = agent_command(args)?;
     let local = Local::read(reader, &args.common, command.as_ref()).map_err(|error| usage(&error))?;
     exec_prepared(signals, &local, &args.command).await
+}
+
+/// CMD, where it is a Consul agent that convene knows.
+fn agent_command(args: &RunArgs) -> Result<Option<AgentCommand>, Failure> {
+    let command = AgentCommand::read(args.command.clone(), |name| std::env::var_os(name));
+    command.map_err(|error| Failure::from_error(Code::Usage, &error))
 }
 
 fn mode(reader: Reader<'_>, args: &RunArgs) -> Result<Mode, Failure> {

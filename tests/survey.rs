@@ -725,6 +725,14 @@ impl Seated {
         self.dns.set(&name, RecordType::AAAA, Answer::NoData);
     }
 
+    /// Our own Service has an address that leads nowhere; gives it.
+    fn leads_nowhere(&self) -> IpAddr {
+        // A broadcast address: nobody can be reached there, and it never leaves the machine.
+        let nowhere = "127.255.255.255".parse().unwrap();
+        self.service(0, Answer::Addresses(vec![nowhere]));
+        nowhere
+    }
+
     fn init(&self, words: &[&str]) -> Ended {
         self.call(words).run()
     }
@@ -766,9 +774,7 @@ fn the_address_of_the_pods_own_service_is_advertised_and_the_others_are_joined_a
 #[test]
 fn by_dns_alone_that_address_may_be_tried_beside_the_agent_too() {
     let seated = Seated::new();
-    // A broadcast address: nobody can be reached there, and it never leaves the machine.
-    let nowhere = "127.255.255.255".parse().unwrap();
-    seated.service(0, Answer::Addresses(vec![nowhere]));
+    let nowhere = seated.leads_nowhere();
     seated.init(&["--hairpin=beside"]).ends(0, &[]);
     let behind_the_headless_service = serde_json::json!(["consul-server.prod.svc.cluster.local"]);
     assert_eq!(seated.rendered(), (nowhere.to_string(), behind_the_headless_service));
@@ -778,8 +784,7 @@ fn by_dns_alone_that_address_may_be_tried_beside_the_agent_too() {
 
 #[test]
 fn what_init_has_prepared_is_started_once_the_pod_reaches_its_own_service_or_a_second_later() {
-    let seated = Seated::new();
-    let start = |words: &[&str]| {
+    let start = |seated: &Seated, words: &[&str]| {
         Convene::new(["run"])
             .words(words)
             .words([format!("--data-dir={}", seated.data.path().display()), format!("--server-port={}", seated.port)])
@@ -787,21 +792,20 @@ fn what_init_has_prepared_is_started_once_the_pod_reaches_its_own_service_or_a_s
             .envs("POD_NAME=consul-server-0 POD_NAMESPACE=prod POD_IP=127.0.0.1")
             .run()
     };
-    start(&["--exec", "--prepared"]).ends(75, &["record.json", "convene init must run before it"]);
-    start(&["--prepared"]).ends(64, &["--prepared needs --exec"]);
-    let started = |reached: &str| {
-        let ended = start(&["--exec", "--prepared"]);
+    let seated = Seated::new();
+    start(&seated, &["--exec", "--prepared"]).ends(75, &["record.json", "convene init must run before it"]);
+    start(&seated, &["--prepared"]).ends(64, &["--prepared needs --exec"]);
+    let started = |seated: &Seated, reached: &str| {
+        let ended = start(seated, &["--exec", "--prepared"]);
         assert_eq!((ended.code, ended.stdout.as_str()), (0, "the agent\n"), "{}", ended.stderr);
         assert!(ended.stderr.contains(reached), "{}", ended.stderr);
     };
     seated.init(&[]).ends(0, &[]);
-    started("reached=true");
-    // A broadcast address: nobody can be reached there, and it never leaves the machine.
-    seated.service(0, Answer::Addresses(vec!["127.255.255.255".parse().unwrap()]));
-    std::fs::remove_dir_all(seated.data.path().join("convene")).unwrap();
-    std::fs::remove_file(seated.data.path().join("node-id")).unwrap();
+    started(&seated, "reached=true");
+    let seated = Seated::new();
+    seated.leads_nowhere();
     seated.init(&["--hairpin=beside"]).ends(0, &[]);
-    started("reached=false");
+    started(&seated, "reached=false");
 }
 
 #[test]

@@ -11,11 +11,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
+/// How long a formation is likely.
+pub const FORMS: Duration = Duration::from_secs(30);
+
 /// How long to wait before looking again: short while a formation is likely, long when something is broken.
 pub fn pause(elapsed: Duration) -> Duration {
     match elapsed.as_secs() {
-        0..30 => Duration::from_millis(250),
-        30..300 => Duration::from_secs(1),
+        _ if elapsed < FORMS => Duration::from_millis(250),
+        0..300 => Duration::from_secs(1),
         _ => Duration::from_secs(5),
     }
 }

@@ -12,7 +12,7 @@
 
 use crate::api::consul::{Agent, ApiError, Peers};
 use crate::exit::chain;
-use crate::init::{millis, pause};
+use crate::init::{FORMS, millis, pause};
 use crate::record::Volume;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -27,8 +27,6 @@ use tracing::{debug, info, warn};
 const ASKED: Duration = Duration::from_millis(300);
 /// How much later each next one does it. An election takes 30 ms.
 const APART: Duration = Duration::from_millis(300);
-/// How long a formation is likely.
-const FORMS: Duration = Duration::from_secs(30);
 /// How often a leader is looked for meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 /// Consul's largest `raft_multiplier`.

@@ -195,7 +195,7 @@ impl Watch {
     }
 
     /// For so long, or until a leader is known that was not. Those who elect one are not kept busy with surveys.
-    async fn led(&mut self, pause: Duration, elects: bool) {
+    async fn led(&self, pause: Duration, elects: bool) {
         // One that does not take us in is no news.
         if self.knows_a_leader().await {
             return tokio::time::sleep(pause).await;
