@@ -143,7 +143,7 @@ async fn settled(node: &Node, how: How, kube: Option<Kube>, waiting: &mut Waitin
     volume.hand_on_listed(lists(&survey)).map_err(|error| volume_failure(&error))?;
     volume.write(&node.config_out, render(&node, &first, how).as_bytes()).map_err(|error| volume_failure(&error))?;
     volume.note_not_joined(None);
-    // Beside a leader nobody waits for this server's vote. After an init container `run --prepared` does it.
+    // Beside a leader nobody waits for this server's vote. After an init container `run --prepared` waits, beside a leader or not.
     let leads = survey.others.iter().any(|other| other.verdict.leader().is_some());
     if how.supervised
         && node.survey.stable

@@ -102,6 +102,7 @@ fn common(cli: &Cli) -> &CommonArgs {
 
 async fn act(signals: Signals, cli: Cli, places: &Places, env: &Env) -> Result<u8, Failure> {
     let reader = Reader { places, env };
+    // Boxed are those that supervise nobody: the largest of them would lie on the stack of `run` for good.
     match cli.command {
         Command::Init(args) => init_command(signals, reader, &args).await,
         Command::Run(args) => run_command(signals, reader, args).await,
@@ -158,12 +159,13 @@ async fn run_command(signals: Signals, reader: Reader<'_>, args: RunArgs) -> Res
     if args.command.is_empty() {
         return Err(Failure::new(Code::Usage, "no CMD was given: convene run [--exec|--plain] -- CMD…"));
     }
-    if reader.boolean("prepared", &args.prepared).map_err(|error| usage(&error))? {
-        return prepared_command(signals, reader, &args, mode).await;
-    }
+    let prepared = reader.boolean("prepared", &args.prepared).map_err(|error| usage(&error))?;
     let supervision = Supervision::read(reader, &args.supervise, mode).map_err(|error| usage(&error))?;
     if let Some(signal) = supervision.parent_death {
         pid1::signal_at_parents_end(signal);
+    }
+    if prepared {
+        return prepared_command(signals, reader, &args, mode).await;
     }
     if mode == Mode::Plain {
         let grace = Stop::read(reader, &args.stop).map_err(|error| usage(&error))?.grace;

@@ -294,6 +294,13 @@ fn every_folder_of_deploy_with_servers_is_clean() {
         assert_eq!(looked.contains("role"), world.token, "without a token no right is needed");
         assert_eq!(looked.contains("service-missing"), !components.contains(&"pod-address"));
         assert_eq!(looked.contains("dns-cache"), !world.token);
+        // With the Pods' addresses no check looks for what may be left over.
+        let of_a_server = |(kind, name): &&(String, String)| {
+            let ordinal = name.strip_prefix("consul-server-").unwrap_or_default();
+            kind == "Service" && ordinal.parse::<u32>().is_ok()
+        };
+        let services = world.objects.keys().filter(of_a_server).count();
+        assert_eq!(services == 0, components.contains(&"pod-address"), "{folder} with {components:?}: {services}");
     }
 }
 

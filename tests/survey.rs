@@ -829,6 +829,8 @@ fn a_term_before_a_prepared_start_ends_it_with_143() {
     call.args([&format!("--server-port={}", seated.port), "--", "echo", "the agent"]);
     let ended = call.env("POD_NAME", "consul-server-0").env("POD_IP", "127.0.0.1").output().unwrap();
     assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(143), &[][..]));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("stopped before the agent was started"), "it waited until then: {said}");
 }
 
 #[test]

@@ -201,8 +201,10 @@ fn a_wrong_wish_for_the_supervision_is_64_with_what_is_allowed() {
     }
     for flag in ["--group", "--session", "--rewrite=15:2", "--success=143"] {
         let both = format!("{} and --exec contradict each other", flag.split('=').next().unwrap());
-        let run = Convene::new(["run", "--exec", flag, "--", "true"]).run();
-        run.ends(64, &[&both, "nobody is left to do it; give one"]);
+        for words in [&["run", "--exec", flag, "--", "true"][..], &["run", "--exec", "--prepared", flag, "--", "true"]]
+        {
+            Convene::new(words).run().ends(64, &[&both, "nobody is left to do it; give one"]);
+        }
     }
     Convene::new(["run", "--exec", "--", "true"])
         .env("CONVENE_REWRITE", "15:2")

@@ -52,12 +52,10 @@ struct Answers {
 // === impl Answers ===
 
 impl Answers {
-    /// All at once; without a leader nothing else is waited for, since the leader's configuration would take seconds then.
+    /// The leader first: without one Consul keeps for seconds what is meant for it, and a probe that waits asks 20 times a second.
     async fn of(agent: &Agent) -> Result<Self, String> {
-        let (leader, described, configuration) =
-            tokio::try_join!(leader(agent), async { Ok(agent.describe().await) }, async {
-                Ok(agent.raft_configuration().await)
-            },)?;
+        let leader = leader(agent).await?;
+        let (described, configuration) = tokio::join!(agent.describe(), agent.raft_configuration());
         Ok(Self { leader, described, configuration })
     }
 

@@ -6,7 +6,7 @@
 //! rendered file says a longer one for the moment of a first reload, and what it said before for a second. Tried on 1.22.6, three servers,
 //! `raft_multiplier` 1, 5 and 9: a leader 30 ms after the second. A multiplier that CMD gives itself stays as it is, and so does the timer.
 //!
-//! Takes the own agent, ways to ask the others, and the rendered file. Once for each agent of `run`, and for each `watch`, and only while a majority of the
+//! Takes the own agent, ways to ask the others, and the rendered file. Once for each time that a watch of the formation begins, and only while a majority of the
 //! raft peers answer and nobody of them knows a leader; raft's pre-vote protects one that is known elsewhere. Who does it first is agreed
 //! without words, since several candidates at one moment may elect nobody. Where it fails raft's own timer elects, as without it.
 

@@ -120,7 +120,8 @@ pub async fn find(
 /// Waits for a second at most until we reach ourselves at `ip`; says whether we do. An agent that does not when it starts pauses for a second
 /// (1.22.6, raft-autopilot's first look at all servers), whatever comes meanwhile.
 pub async fn reached(ip: IpAddr, port: u16) -> bool {
-    hairpin(ip, port, PROGRAMMED).await
+    // A last try would go on beyond it.
+    timeout(PROGRAMMED, hairpin(ip, port, PROGRAMMED)).await.unwrap_or(false)
 }
 
 /// The stable address that a start would find now, without trying it (hairpin), since an agent may have the port; `None`: there

@@ -265,7 +265,8 @@ fn form_and_restart(test: &str, folder: crate::Folder, components: &[&'static st
     // On a busy machine an election may be quicker, which is told as well; what the tokens lack is told in these words.
     let denied = |event: &&Value| {
         let said = event["message"].as_str().unwrap_or_default();
-        said.contains("did not hand leadership over: the token may not") || said.contains("Consul does not know our token")
+        said.contains("did not hand leadership over: the token may not")
+            || said.contains("Consul does not know our token")
     };
     assert_eq!(events["items"].as_array().into_iter().flatten().find(denied), None);
 }
