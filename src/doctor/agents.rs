@@ -293,6 +293,11 @@ fn unseen(seen: &Seen, report: &mut Report) {
     }
 }
 
+/// A mend that shows what a server waits for. Whoever waits may do so in an init container, and what has not started has no log.
+fn waits(name: &str, lines: u32) -> String {
+    format!("kubectl logs {name} --all-containers --ignore-errors --tail={lines}")
+}
+
 /// A finding about one server.
 fn about(check: &'static str, name: &str, what: String, why: &str, mend: String) -> Finding {
     Finding { check, subject: format!("server {name}"), what, why: why.to_owned(), mend }

@@ -1,7 +1,7 @@
 //! Who of the servers is there, by which version, and what is registered at it? Pure: takes what the servers say, gives findings.
 
 use super::raft::{since, stale};
-use super::{Lack, Said, Seen, about, about_all, text};
+use super::{Lack, Said, Seen, about, about_all, text, waits};
 use crate::api::consul::Member;
 use crate::doctor::finding::{Report, Unseen};
 use serde_json::Value;
@@ -48,9 +48,8 @@ fn silent(seen: &Seen, report: &mut Report) {
         report.looked.push(SILENT);
         if let Some(why) = why.filter(|_| !is_told(seen, name)) {
             let what = format!("its agent does not answer: {why}");
-            let mend = format!(
-                "kubectl get pod {name} -o wide\nkubectl logs {name} --tail=20        # convene says every 10 s what it waits for"
-            );
+            let logs = waits(name, 20);
+            let mend = format!("kubectl get pod {name} -o wide\n{logs}    # convene says every 10 s what it waits for");
             report.findings.push(about(
                 SILENT,
                 name,

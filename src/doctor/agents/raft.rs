@@ -3,7 +3,7 @@
 //! The raft configuration and autopilot need `operator:read`; without it the raft peers that everybody may ask for stand in, where
 //! they can.
 
-use super::{Seen, UNKNOWN, about, about_all, text};
+use super::{Seen, UNKNOWN, about, about_all, text, waits};
 use crate::api::consul::RaftServer;
 use crate::api::kube::Timestamp;
 use crate::check::MAX_TRAILING_LOGS;
@@ -66,7 +66,7 @@ fn leader(seen: &Seen, report: &mut Report) {
     let why = "nothing can be written, and nothing read that must be up to date";
     let logs = |say: &str| {
         let names: Vec<&str> = seen.servers.iter().map(|server| server.name.as_str()).collect();
-        names.iter().map(|name| format!("kubectl logs {name} --tail=5    # {say}\n")).collect::<String>()
+        names.iter().map(|name| format!("{}    # {say}\n", waits(name, 5))).collect::<String>()
     };
     let (what, mend) = if voters == 0 {
         ("no server knows a leader, and none of them was ever in a cluster".to_owned(), logs("says what it waits for"))
@@ -159,7 +159,7 @@ fn voters(seen: &Seen, report: &mut Report) {
             "the others hold no copy that counts, and of those that vote {} may be away",
             (voters.max(1) - 1) / 2
         );
-        let logs = missing(seen).map(|name| format!("kubectl logs {name} --tail=5    # says what it waits for\n"));
+        let logs = missing(seen).map(|name| format!("{}    # says what it waits for\n", waits(&name, 5)));
         let mend = format!("kubectl get pods -o wide\n{}", logs.collect::<String>());
         report.findings.push(about_all(VOTERS, what, &why, mend));
     } else if voters % 2 == 0 && voters > 0 && count(false).unwrap_or(0) == 0 && outside == 0 && !told {

@@ -199,7 +199,8 @@ fn voters_that_lack_or_are_even_and_non_voters_are_told() {
         said.peers.pop();
     });
     gives(&two, raft::VOTERS, ALL, "2 of 3 servers vote");
-    assert!(judged(&two).findings[0].mend.contains("kubectl logs consul-server-2 --tail=5"));
+    let logs = "kubectl logs consul-server-2 --all-containers --ignore-errors --tail=5";
+    assert!(judged(&two).findings[0].mend.contains(logs));
     two.wanted.as_mut().unwrap().replicas = 2;
     gives(&two, raft::VOTERS, ALL, "the number of voters is even: 2");
     // Who may not read the configuration goes by the peers.
