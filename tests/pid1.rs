@@ -66,8 +66,11 @@ impl Run {
     fn start_with(words: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
-        // Those of the test run itself are none of convene's.
-        command.env_remove("CONVENE_SKIPPED").env_remove("CONVENE_STRICT");
+        // Those of the test run itself, and of `make e2e` where a shell has them, are none of convene's.
+        let ours = std::env::vars_os().map(|(name, _)| name);
+        ours.filter(|name| name.to_string_lossy().starts_with("CONVENE_")).for_each(|name| {
+            command.env_remove(name);
+        });
         change(&mut command);
         let mark = format!("{}.{}", std::process::id(), RUNS.fetch_add(1, Relaxed));
         command.env(MARK, &mark);
