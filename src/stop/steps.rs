@@ -29,9 +29,16 @@ pub struct Wait {
 // === impl Steps ===
 
 impl Steps {
-    /// A step that is over.
+    /// A step that is over. One that a long wait repeats in the same words is told where it was last.
     pub fn note(&mut self, step: String) {
+        self.done.retain(|done| *done != step);
         self.done.push(step);
+    }
+
+    /// The same of a step that takes another time each time: `kind` begins what is told of each.
+    pub fn note_timed(&mut self, kind: &str, took: Duration) {
+        self.done.retain(|done| !done.starts_with(kind));
+        self.done.push(format!("{kind} after {}", time::text(took)));
     }
 
     /// The cause in a word or two.
@@ -71,5 +78,21 @@ impl Wait {
         let line = self.said.as_ref().map(|(line, _)| line.as_str()).unwrap_or_default();
         let in_vain = if self.in_vain { " in vain" } else { "" };
         format!("waited {}{in_vain} because {line}", time::text(self.begun.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_long_wait_repeats_is_told_once() {
+        let mut steps = Steps::default();
+        for took in [571, 562] {
+            steps.note_timed("its Service leads nowhere", Duration::from_millis(took));
+            steps.note("did not hand leadership over: no other voter is well".to_owned());
+        }
+        let told = "its Service leads nowhere after 562 ms; did not hand leadership over: no other voter is well";
+        assert_eq!(steps.tell(Duration::from_secs(1)), format!("stop: {told}; ready to end the agent after 1.0 s"));
     }
 }

@@ -53,7 +53,7 @@ pub async fn withdraw(looker: &Looker, server: SocketAddr, steps: &mut Steps) ->
             Err(_) => unheard += 1,
         }
         if unheard >= UNHEARD {
-            steps.note(format!("its Service leads nowhere after {}", time::text(begun.elapsed())));
+            steps.note_timed("its Service leads nowhere", begun.elapsed());
             return Ok(true);
         }
         sleep(DIAL).await;
