@@ -120,8 +120,7 @@ pub async fn find(
 /// Waits for a second at most until we reach ourselves at `ip`; says whether we do. An agent that does not when it starts pauses for a second
 /// (1.22.6, raft-autopilot's first look at all servers), whatever comes meanwhile.
 pub async fn reached(ip: IpAddr, port: u16) -> bool {
-    // A last try would go on beyond it.
-    timeout(PROGRAMMED, hairpin(ip, port, PROGRAMMED)).await.unwrap_or(false)
+    hairpin(ip, port, PROGRAMMED).await
 }
 
 /// The stable address that a start would find now, without trying it (hairpin), since an agent may have the port; `None`: there
@@ -297,18 +296,13 @@ async fn hairpin(ip: IpAddr, port: u16, within: Duration) -> bool {
         }
     };
     let dial = async {
-        let begun = Instant::now();
-        while begun.elapsed() < within {
-            if timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
-                return true;
-            }
+        while !timeout(Duration::from_millis(500), heard(ip, port)).await.is_ok_and(|heard| heard == Some(word)) {
             sleep(DIAL_AGAIN).await;
         }
-        false
     };
     tokio::select! {
         () = greet => false,
-        reached = dial => reached,
+        reached = timeout(within, dial) => reached.is_ok(),
     }
 }
 
